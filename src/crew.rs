@@ -1,0 +1,120 @@
+//! The crew: how threads are started, stopped and waited for.
+//! Stopping is a channel that closes; having stopped is another, which closes when the last thread
+//! has let go of it. Both are shared by every thread that this program starts.
+
+use std::convert::Infallible;
+use std::io;
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+
+/// The stack of a thread that serves a client. The deepest it goes is formatting a log line.
+const STACK: usize = 128 * 1024;
+
+/// The end of the service as every thread sees it: a channel on which nothing is ever sent.
+#[derive(Clone)]
+pub struct Shutdown(pub Receiver<Infallible>);
+
+impl Shutdown {
+    /// The end that comes with SIGINT or SIGTERM.
+    pub fn on_signal() -> Result<Shutdown, ctrlc::Error> {
+        let (open, shutdown) = bounded(0);
+        let mut open = Some(open);
+        ctrlc::set_handler(move || drop(open.take()))?;
+        Ok(Shutdown(shutdown))
+    }
+
+    /// Sleeps until `deadline`, or until the service ends: then the answer is true.
+    pub fn wait_until(&self, deadline: Instant) -> bool {
+        self.0.recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected)
+    }
+
+    /// Whether the service is ending.
+    pub fn has_come(&self) -> bool {
+        self.wait_until(Instant::now())
+    }
+}
+
+/// Starts threads. A clone of it is what a thread needs to start others.
+#[derive(Clone)]
+pub struct Crew {
+    pub shutdown: Shutdown,
+    /// Held by every thread as long as it runs; takes the names of those who must not end, but did.
+    aboard: Sender<&'static str>,
+}
+
+/// The other end of a crew, with which `main` watches its threads.
+pub struct Muster {
+    shutdown: Shutdown,
+    aboard: Receiver<&'static str>,
+}
+
+/// Tells that a vital thread has ended, be it by a panic.
+struct Obituary(&'static str, Sender<&'static str>);
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        // Where nobody reads it any more, the service is ending anyway.
+        let _ = self.1.try_send(self.0);
+    }
+}
+
+impl Crew {
+    /// A crew that works until `shutdown` closes.
+    pub fn new(shutdown: Shutdown) -> (Crew, Muster) {
+        let (aboard, watch) = bounded(1);
+        let muster = Muster { shutdown: shutdown.clone(), aboard: watch };
+        (Crew { shutdown, aboard }, muster)
+    }
+
+    /// Starts a thread. Fails where the system has no more of them.
+    pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let aboard = self.aboard.clone();
+        let thread = Builder::new().name(name.to_owned()).stack_size(STACK);
+        thread.spawn(move || {
+            work();
+            drop(aboard);
+        })?;
+        Ok(())
+    }
+
+    /// Starts a thread without which the service would stand still and nobody might notice.
+    pub fn spawn_vital(
+        &self,
+        name: &'static str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let obituary = Obituary(name, self.aboard.clone());
+        self.spawn(name, move || {
+            let _obituary = obituary;
+            work();
+        })
+    }
+}
+
+impl Muster {
+    /// Sleeps until the service is to end: by a signal, or because the vital thread named in the
+    /// error has ended.
+    pub fn wait(&self) -> Result<(), &'static str> {
+        select! {
+            recv(self.shutdown.0) -> _ => Ok(()),
+            recv(self.aboard) -> name => match name {
+                Ok(name) if !self.shutdown.has_come() => Err(name),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Waits until every thread has ended; false if some have not after `patience`. The threads must
+    /// have the crew and all its clones by then.
+    pub fn all_gone_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.aboard.recv_deadline(deadline) {
+                Ok(_) => {}
+                Err(error) => return error == RecvTimeoutError::Disconnected,
+            }
+        }
+    }
+}

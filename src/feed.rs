@@ -1,0 +1,315 @@
+//! The feed: the door between the history and the subscribers that wait for the next update.
+//! Shared by the poller (publishes), the janitor (expires) and every client's thread (subscribes).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+
+use crate::cursor::Cursor;
+use crate::event::{Event, Update};
+use crate::history::{Backlog, History, Stamp};
+use crate::metrics::METRICS;
+
+/// How many events a subscriber may be behind before it loses its channel. Few, because the channel
+/// is memory per client, and because one that lost it finds what it missed in the history.
+const CHANNEL_CAPACITY: usize = 8;
+
+/// Two locks, always taken in the order in which they stand here.
+pub struct Feed {
+    /// The channels that an update is handed to. Held while all of them are served (`try_send`
+    /// only, which never waits), so two updates cannot overtake each other.
+    roster: Mutex<Roster>,
+    /// Held for a look or a push, never for I/O and never while threads are woken.
+    door: Mutex<Door>,
+}
+
+struct Door {
+    history: History,
+    /// Subscribers since the last publication, on their way to the roster.
+    newcomers: Roster,
+    next_number: u64,
+    /// The status that newcomers have to be told: an event while prices are stale.
+    stale: Option<Arc<Event>>,
+    last_published: Option<Instant>,
+    /// Set when the service ends: nobody may subscribe any more.
+    closed: bool,
+}
+
+/// The channels of subscribers by the number of each, in the order of arrival. One ends when the
+/// subscriber leaves, when it falls so far behind that it is full, or when the feed closes.
+type Roster = BTreeMap<u64, Sender<Arc<Event>>>;
+
+/// What `subscribe` hands to a client's thread: everything up to now, and a channel for the rest.
+pub struct Subscription {
+    /// Told before anything else.
+    pub stale: Option<Arc<Event>>,
+    pub backlog: Backlog,
+    /// Events after the backlog; disconnected when the client fell behind or the feed closed.
+    pub live: Receiver<Arc<Event>>,
+    number: u64,
+    feed: Arc<Feed>,
+}
+
+/// How the feed is doing at one moment.
+pub struct Condition {
+    /// How many updates are retained.
+    pub updates: usize,
+    /// Time since the last update; `None` before the first.
+    pub age: Option<Duration>,
+    /// Whether prices have stopped coming.
+    pub stale: bool,
+}
+
+impl Feed {
+    pub fn new(history: History) -> Arc<Feed> {
+        let door = Door {
+            history,
+            newcomers: Roster::new(),
+            next_number: 0,
+            stale: None,
+            last_published: None,
+            closed: false,
+        };
+        Arc::new(Feed { roster: Mutex::default(), door: Mutex::new(door) })
+    }
+
+    /// Publishes a price, and tells whether it did: one that is dated by its source and not newer
+    /// than the last is known already. Called by the poller; never waits for a client.
+    pub fn publish(&self, stamp: Stamp, price: f64) -> bool {
+        let mut roster = self.roster.lock();
+        let mut door = self.door.lock();
+        let Some(event) = door.history.push(stamp, price) else {
+            return false;
+        };
+        door.last_published = Some(Instant::now());
+        let recovered = door.stale.take().map(|_| Arc::new(Event::fresh()));
+        roster.append(&mut door.newcomers);
+        drop(door);
+        METRICS.updates_published.inc();
+        recovered.iter().chain([&event]).for_each(|event| deliver(&mut roster, event));
+        true
+    }
+
+    /// Tells every subscriber, and whoever comes later, that prices have stopped coming.
+    /// Called by the poller, once per trouble; the next `publish` ends it.
+    pub fn mark_stale(&self, reason: &str) {
+        let mut roster = self.roster.lock();
+        let mut door = self.door.lock();
+        let event = Arc::new(Event::stale(door.history.newest(), reason));
+        door.stale = Some(event.clone());
+        roster.append(&mut door.newcomers);
+        drop(door);
+        deliver(&mut roster, &event);
+    }
+
+    /// Takes the backlog after `from` and registers a channel for what follows, both under one lock:
+    /// an update is in one of the two and never in both. `None` when the feed has closed.
+    /// Called by a client's thread, again whenever its channel has ended.
+    pub fn subscribe(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
+        let (channel, live) = bounded(CHANNEL_CAPACITY);
+        let mut door = self.door.lock();
+        if door.closed {
+            return None;
+        }
+        let number = door.next_number;
+        door.next_number += 1;
+        door.newcomers.insert(number, channel);
+        let (backlog, stale) = (door.history.backlog(from), door.stale.clone());
+        Some(Subscription { stale, backlog, live, number, feed: self.clone() })
+    }
+
+    /// Forgets what is older than the retention; returns when to do so again. Called by the janitor.
+    pub fn expire(&self) -> Instant {
+        self.door.lock().history.expire()
+    }
+
+    /// Ends every subscription and admits no other. Called once, when the service stops.
+    pub fn close(&self) {
+        let mut roster = self.roster.lock();
+        let mut door = self.door.lock();
+        door.closed = true;
+        door.newcomers.clear();
+        roster.clear();
+    }
+
+    /// The newest update that has not expired, if there is one.
+    pub fn latest(&self) -> Option<Update> {
+        self.door.lock().history.latest()
+    }
+
+    /// How the feed is doing, for health and metrics.
+    pub fn condition(&self) -> Condition {
+        let door = self.door.lock();
+        Condition {
+            updates: door.history.count(),
+            age: door.last_published.map(|at| at.elapsed()),
+            stale: door.stale.is_some(),
+        }
+    }
+}
+
+/// Hands an event to every channel; one that is full is dropped, which its subscriber will notice.
+fn deliver(roster: &mut Roster, event: &Arc<Event>) {
+    roster.retain(|_, channel| channel.try_send(event.clone()).is_ok());
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut roster = self.feed.roster.lock();
+        if roster.remove(&self.number).is_none() {
+            self.feed.door.lock().newcomers.remove(&self.number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STARTED: u64 = 1_000;
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn feed_with(times: &[u64], capacity: usize) -> Arc<Feed> {
+        let feed = Feed::new(History::new(STARTED, HOUR, capacity));
+        for &time in times {
+            assert!(feed.publish(Stamp::Retrieved(time), time as f64));
+        }
+        feed
+    }
+
+    /// The ids of the backlog, and what the gap says.
+    fn ask(feed: &Arc<Feed>, from: Cursor) -> (Vec<u64>, Option<String>) {
+        let subscription = feed.subscribe(from).unwrap();
+        let text = String::from_utf8(subscription.backlog.wire().to_vec()).unwrap();
+        let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
+        let ids: Vec<u64> = ids.map(|id| id.parse().unwrap()).collect();
+        assert_eq!(ids.len(), subscription.backlog.updates);
+        (ids, subscription.backlog.gap.as_ref().map(|gap| gap.wire.to_string()))
+    }
+
+    fn gap(since: u64, oldest: Option<u64>) -> Option<String> {
+        Some(Event::gap(since, oldest).wire.to_string())
+    }
+
+    #[test]
+    fn since_is_exclusive_and_the_latest_is_one() {
+        let feed = feed_with(&[2_000, 3_000, 4_000], 10);
+        assert_eq!(ask(&feed, Cursor::Latest), (vec![4_000], None));
+        assert_eq!(ask(&feed, Cursor::After(2_000)), (vec![3_000, 4_000], None));
+        assert_eq!(ask(&feed, Cursor::After(1_999)), (vec![2_000, 3_000, 4_000], None));
+        assert_eq!(ask(&feed, Cursor::After(4_000)), (vec![], None));
+        assert_eq!(ask(&feed, Cursor::After(9_000)), (vec![], None));
+    }
+
+    #[test]
+    fn before_the_first_update_there_is_nothing_and_nothing_is_missing() {
+        let feed = feed_with(&[], 10);
+        assert_eq!(ask(&feed, Cursor::Latest), (vec![], None));
+        assert_eq!(ask(&feed, Cursor::After(0)), (vec![], None));
+        assert_eq!(ask(&feed, Cursor::After(STARTED)), (vec![], None));
+        assert_eq!(ask(&feed, Cursor::After(STARTED - 1)), (vec![], gap(999, None)));
+    }
+
+    #[test]
+    fn a_gap_is_told_exactly_when_something_is_gone() {
+        let feed = feed_with(&[2_000, 3_000, 4_000, 5_000], 2);
+        assert_eq!(ask(&feed, Cursor::After(3_000)), (vec![4_000, 5_000], None));
+        assert_eq!(ask(&feed, Cursor::After(2_999)), (vec![4_000, 5_000], gap(2_999, Some(4_000))));
+        assert_eq!(ask(&feed, Cursor::After(0)), (vec![4_000, 5_000], None));
+        assert_eq!(ask(&feed, Cursor::Latest), (vec![5_000], None));
+    }
+
+    #[test]
+    fn what_is_older_than_the_retention_expires() {
+        let feed = Feed::new(History::new(STARTED, Duration::ZERO, 10));
+        feed.publish(Stamp::Retrieved(2_000), 1.0);
+        feed.expire();
+        assert_eq!(feed.latest(), None);
+        assert_eq!(ask(&feed, Cursor::After(2_000)), (vec![], None));
+        assert_eq!(ask(&feed, Cursor::After(1_500)), (vec![], gap(1_500, None)));
+    }
+
+    #[test]
+    fn timestamps_rise_when_the_clock_steps_back() {
+        let feed = feed_with(&[5_000, 2_000, 2_000, 5_001, 7_000], 10);
+        assert_eq!(ask(&feed, Cursor::After(0)).0, [5_000, 5_001, 5_002, 5_003, 7_000]);
+        let feed = feed_with(&[STARTED - 500], 10);
+        assert_eq!(ask(&feed, Cursor::After(STARTED)).0, [STARTED + 1]);
+    }
+
+    #[test]
+    fn a_dated_update_keeps_its_time_and_is_published_once() {
+        let feed = feed_with(&[], 10);
+        for (time, is_new) in [(400, true), (400, false), (300, false), (2_000, true)] {
+            assert_eq!(feed.publish(Stamp::Dated(time), 1.0), is_new);
+        }
+        assert_eq!(ask(&feed, Cursor::After(0)).0, [400, 2_000]);
+        // It is older than this process, but nothing after it was lost.
+        assert_eq!(ask(&feed, Cursor::After(400)), (vec![2_000], None));
+        assert_eq!(ask(&feed, Cursor::After(399)), (vec![400, 2_000], gap(399, Some(400))));
+    }
+
+    #[test]
+    fn a_long_backlog_is_the_same_as_a_short_one() {
+        let times: Vec<u64> = (2_000..2_100).collect();
+        let feed = feed_with(&times, 1_000);
+        for start in 0..times.len() {
+            assert_eq!(ask(&feed, Cursor::After(1_999 + start as u64)).0, times[start..]);
+        }
+    }
+
+    #[test]
+    fn who_falls_behind_loses_the_channel_and_nothing_else() {
+        let feed = feed_with(&[], 1_000);
+        let slow = feed.subscribe(Cursor::Latest).unwrap();
+        for time in 0..100 {
+            feed.publish(Stamp::Retrieved(2_000 + time), 1.0);
+        }
+        let received = slow.live.iter().count() as u64;
+        assert!(received < 100, "a bounded channel");
+        let position = Cursor::After(2_000 + received - 1);
+        assert_eq!(ask(&feed, position).0.len() as u64, 100 - received);
+    }
+
+    #[test]
+    fn stale_is_told_to_those_who_are_here_and_those_who_come() {
+        let feed = feed_with(&[2_000], 10);
+        let here = feed.subscribe(Cursor::Latest).unwrap();
+        feed.mark_stale("timed out");
+        let late = feed.subscribe(Cursor::Latest).unwrap();
+        let stale = Event::stale(Some(2_000), "timed out").wire;
+        assert_eq!(late.stale.as_ref().unwrap().wire, stale);
+        feed.publish(Stamp::Retrieved(3_000), 1.0);
+        let told = |subscription: &Subscription| -> Vec<_> {
+            subscription.live.try_iter().map(|event| event.wire.clone()).collect()
+        };
+        let (fresh, told_late) = (Event::fresh().wire, told(&late));
+        assert_eq!(told_late[0], fresh);
+        assert_eq!(told(&here), [&[stale][..], &told_late].concat());
+        assert!(feed.subscribe(Cursor::Latest).unwrap().stale.is_none());
+    }
+
+    #[test]
+    fn who_leaves_costs_nothing_any_more() {
+        let feed = feed_with(&[], 10);
+        let settled = feed.subscribe(Cursor::Latest).unwrap();
+        feed.publish(Stamp::Retrieved(2_000), 1.0);
+        let fresh = feed.subscribe(Cursor::Latest).unwrap();
+        drop((settled, fresh));
+        assert!(feed.roster.lock().is_empty() && feed.door.lock().newcomers.is_empty());
+    }
+
+    #[test]
+    fn closing_ends_every_subscription_and_admits_no_other() {
+        let feed = feed_with(&[], 10);
+        let settled = feed.subscribe(Cursor::Latest).unwrap();
+        feed.publish(Stamp::Retrieved(2_000), 1.0);
+        let fresh = feed.subscribe(Cursor::Latest).unwrap();
+        feed.close();
+        assert_eq!((settled.live.iter().count(), fresh.live.iter().count()), (1, 0));
+        assert!(feed.subscribe(Cursor::Latest).is_none());
+    }
+}

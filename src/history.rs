@@ -1,0 +1,182 @@
+//! The history: the updates that are retained, and what is known of those that are not.
+//! Owned by the feed, under whose lock all of this runs.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cursor::Cursor;
+use crate::event::{Event, Update};
+use crate::poller::unix_millis;
+
+/// A backlog up to this long is joined for the client; a longer one is cut out of what all share.
+const SMALL_BACKLOG: usize = 64;
+
+/// Clocks of replicas and origin may differ by so many milliseconds.
+const CLOCKS_DIFFER: u64 = 60_000;
+
+pub struct History {
+    updates: VecDeque<Entry>,
+    /// The wire form of all `updates` back to back, made when a client first needs it and dropped
+    /// at the next change: a crowd that comes back at once shares one copy.
+    joined: Option<Arc<str>>,
+    /// The newest update that is gone, or the start of this process: nothing is known before it.
+    horizon: u64,
+    /// The newest timestamp ever given, so that they increase even when the clock steps back.
+    newest: Option<u64>,
+    /// Whether updates have the time of an origin.
+    dated: bool,
+    retention: Duration,
+    capacity: usize,
+}
+
+struct Entry {
+    update: Update,
+    event: Arc<Event>,
+    /// By the clock that never steps, because age must not depend on the one that does.
+    published: Instant,
+}
+
+/// When an update was retrieved, in Unix milliseconds.
+#[derive(Clone, Copy)]
+pub enum Stamp {
+    /// By this machine's clock. Where that has stepped back, the update is dated just after the last.
+    Retrieved(u64),
+    /// By the source's own word, which is kept as it is.
+    Dated(u64),
+}
+
+/// What a client has missed: updates in their wire form, oldest first, ready to be written at once.
+pub struct Backlog {
+    /// Told first, where something between the cursor and these updates is gone.
+    pub gap: Option<Event>,
+    pub updates: usize,
+    /// Where a client that has written all of this goes on.
+    pub position: Cursor,
+    joined: Arc<str>,
+    start: usize,
+}
+
+impl Backlog {
+    pub fn wire(&self) -> &[u8] {
+        &self.joined.as_bytes()[self.start..]
+    }
+}
+
+impl History {
+    /// An empty history that keeps updates for `retention`, and never more than `capacity` of them.
+    /// `started` is the present (Unix milliseconds): nothing is known of what came before.
+    pub fn new(started: u64, retention: Duration, capacity: usize) -> History {
+        History {
+            updates: VecDeque::new(),
+            joined: None,
+            horizon: started,
+            newest: None,
+            dated: false,
+            retention,
+            capacity,
+        }
+    }
+
+    /// A history of updates that an origin dates.
+    pub fn dated(self, dated: bool) -> History {
+        History { dated, ..self }
+    }
+
+    /// Adds an update, and returns its event; `None` where it is not a new one.
+    pub fn push(&mut self, stamp: Stamp, price: f64) -> Option<Arc<Event>> {
+        let timestamp = match (stamp, self.newest) {
+            (Stamp::Retrieved(time), newest) => time.max(newest.unwrap_or(self.horizon) + 1),
+            (Stamp::Dated(time), Some(newest)) if time <= newest => return None,
+            (Stamp::Dated(time), _) => time,
+        };
+        if matches!(stamp, Stamp::Dated(_)) && self.newest.is_none() {
+            // An origin's latest update may be older than this process, which has then lost nothing
+            // after it.
+            self.horizon = self.horizon.min(timestamp);
+        }
+        self.newest = Some(timestamp);
+        let update = Update { timestamp, price };
+        let event = Arc::new(Event::update(update));
+        let entry = Entry { update, event: event.clone(), published: Instant::now() };
+        self.updates.push_back(entry);
+        self.joined = None;
+        if self.updates.len() > self.capacity {
+            self.forget_oldest();
+        }
+        Some(event)
+    }
+
+    /// Forgets what is older than the retention, and returns when the next update will be.
+    pub fn expire(&mut self) -> Instant {
+        let now = Instant::now();
+        while let Some(oldest) = self.updates.front() {
+            let end = oldest.published + self.retention;
+            if end > now {
+                return end;
+            }
+            self.forget_oldest();
+        }
+        now + self.retention
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some(entry) = self.updates.pop_front() {
+            self.horizon = self.horizon.max(entry.update.timestamp);
+            self.joined = None;
+        }
+    }
+
+    /// What a client with this cursor has missed.
+    pub fn backlog(&mut self, from: Cursor) -> Backlog {
+        let oldest = self.updates.front().map(|entry| entry.update.timestamp);
+        let (start, gap) = match from {
+            Cursor::Latest => (self.updates.len().saturating_sub(1), None),
+            // 0 asks for what there is, so nothing can be missing from it.
+            Cursor::After(after) => (
+                self.updates.partition_point(|entry| entry.update.timestamp <= after),
+                (after != 0 && after < self.horizon).then(|| Event::gap(after, oldest)),
+            ),
+        };
+        let newest = self.newest.unwrap_or(0);
+        let position = match from {
+            // It has an update that another replica of the same origin had first.
+            Cursor::After(at) if at > newest && self.expects(at) => from,
+            _ => Cursor::After(newest),
+        };
+        let updates = self.updates.len() - start;
+        let (joined, start) = if updates <= SMALL_BACKLOG {
+            (join(self.updates.range(start..)), 0)
+        } else {
+            let joined = self.joined.get_or_insert_with(|| join(self.updates.iter()));
+            let wire = self.updates.range(start..).map(|entry| entry.event.wire.len());
+            (joined.clone(), joined.len() - wire.sum::<usize>())
+        };
+        Backlog { gap, updates, position, joined, start }
+    }
+
+    /// Whether an update dated at this time may still come: nobody can have had one of the future,
+    /// or one that our own clock has yet to date.
+    fn expects(&self, time: u64) -> bool {
+        self.dated && time < unix_millis() + CLOCKS_DIFFER
+    }
+
+    /// The newest update that has not expired.
+    pub fn latest(&self) -> Option<Update> {
+        self.updates.back().map(|entry| entry.update)
+    }
+
+    /// The newest timestamp ever given.
+    pub fn newest(&self) -> Option<u64> {
+        self.newest
+    }
+
+    /// How many updates are retained.
+    pub fn count(&self) -> usize {
+        self.updates.len()
+    }
+}
+
+fn join<'a>(entries: impl Iterator<Item = &'a Entry>) -> Arc<str> {
+    entries.map(|entry| &*entry.event.wire).collect::<String>().into()
+}

@@ -1,0 +1,240 @@
+//! The server: what keeps `tiny_http` alive under traffic that it does not survive by itself.
+//!
+//! `tiny_http` accepts connections on a thread that ends at the first error, or panics, and it has
+//! no time limits. So the listener is ours: its time limits are inherited by each connection, and
+//! when an accept loop has ended, the next generation of it starts on a duplicate of the listener.
+//! The old generation answers the connections that it has; open streams do not notice.
+//!
+//! Threads: `warden` (starts generations and watches them) and one `server` for each generation
+//! (takes its requests to their conversations). Shared: only the listener.
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
+use tiny_http::{Request, Server};
+
+use crate::conversation::Conversations;
+use crate::crew::Crew;
+use crate::limits::Limits;
+use crate::listener::{SILENCE, reachable};
+use crate::metrics::METRICS;
+use crate::room::Room;
+
+/// The inherited limit makes `accept` fail too, when nobody has come for so long; so somebody comes.
+const KNOCK_EVERY: Duration = Duration::from_secs(1);
+/// How long a knock may take where nobody accepts.
+const KNOCK_PATIENCE: Duration = Duration::from_millis(100);
+/// Knocks that may be due: as many as connections that may begin while one is made.
+const KNOCKS_DUE: usize = 1024;
+/// After an error of `accept`, which often means that something is used up.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Where one fault follows another, the log has one line for all of them in this time.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+/// How long requests are looked for that a very slow connection may still bring to an old generation.
+const RETIREMENT: Duration = Duration::from_secs(3600);
+
+/// Keeps the listener served until shutdown.
+pub struct Warden {
+    listener: TcpListener,
+    conversations: Conversations,
+    room: Arc<Room>,
+    crew: Crew,
+    /// Asks for a knock; open as long as the warden and its generations are.
+    knocks: (Sender<()>, Receiver<()>),
+    /// Generations whose accept loop has ended, and when each last brought a request. Dropping one
+    /// too early would drop what a very slow connection may still send to it.
+    former: Vec<(Arc<Server>, Instant)>,
+    last_warning: Option<Instant>,
+}
+
+/// The generation that accepts.
+struct Current {
+    server: Arc<Server>,
+    /// The descriptor by which its accept loop holds the listener, and closes it when it ends.
+    descriptor: RawFd,
+    /// Brings the error that ended the accept loop; ends with the thread that sends it.
+    ended: Receiver<io::Error>,
+}
+
+impl Warden {
+    pub fn new(
+        listener: TcpListener,
+        conversations: Conversations,
+        limits: Limits,
+        crew: Crew,
+    ) -> Warden {
+        let room = Arc::new(Room::new(limits));
+        let knocks = bounded(KNOCKS_DUE);
+        Warden {
+            listener,
+            conversations,
+            room,
+            crew,
+            knocks,
+            former: Vec::new(),
+            last_warning: None,
+        }
+    }
+
+    /// Runs until shutdown, on the thread `warden`.
+    pub fn run(mut self) {
+        let ticks = tick(KNOCK_EVERY);
+        while let Some(current) = self.start_generation() {
+            let reason = loop {
+                select! {
+                    recv(current.ended) -> error => break error.ok(),
+                    recv(self.crew.shutdown.0) -> _ => break None,
+                    recv(self.knocks.1) -> _ => self.knock(),
+                    recv(ticks) -> _ => {
+                        self.knock();
+                        self.hear_former();
+                        self.conversations.forget_silent();
+                        if !self.is_open(current.descriptor) {
+                            // An error may be on its way; a panic says nothing.
+                            break current.ended.recv_timeout(KNOCK_EVERY / 2).ok();
+                        }
+                    }
+                }
+            };
+            if reason.is_none() {
+                // Nothing has told its thread, which still waits for a request.
+                current.server.unblock();
+            }
+            self.former.push((current.server, Instant::now()));
+            self.pause_after(reason);
+        }
+        for (server, _) in &self.former {
+            server.unblock();
+        }
+    }
+
+    /// Starts an accept loop and the thread that takes its requests, trying again as long as the
+    /// system has no room for them. `None` when the service ends.
+    fn start_generation(&self) -> Option<Current> {
+        while !self.crew.shutdown.has_come() {
+            match self.try_generation() {
+                Ok(current) => return Some(current),
+                Err(error) => log::error!("cannot accept connections: {error}"),
+            }
+            self.crew.shutdown.wait_until(Instant::now() + PAUSE);
+        }
+        None
+    }
+
+    fn try_generation(&self) -> io::Result<Current> {
+        let listener = self.listener.try_clone()?;
+        let descriptor = listener.as_raw_fd();
+        // Where no thread is to be had `tiny_http` panics rather than tells.
+        let server = catch_unwind(AssertUnwindSafe(|| Server::from_listener(listener, None)))
+            .map_err(|_| io::Error::other("no thread to be had"))?
+            .map_err(io::Error::other)?;
+        let server = Arc::new(server);
+        let (end, ended) = bounded(1);
+        let generation = Generation {
+            server: server.clone(),
+            conversations: self.conversations.clone(),
+            crew: self.crew.clone(),
+            room: self.room.clone(),
+            knocks: self.knocks.0.clone(),
+        };
+        self.crew.spawn("server", move || generation.run(end))?;
+        Ok(Current { server, descriptor, ended })
+    }
+
+    /// A connection from ourselves that ends at once. It keeps `accept` from its time limit, and it
+    /// makes a thread of the library look whether a connection is waiting for one: the library may
+    /// have queued it behind a thread that was idle but is busy with another connection by now.
+    fn knock(&self) {
+        if let Ok(address) = self.listener.local_addr() {
+            let _ = TcpStream::connect_timeout(&reachable(address), KNOCK_PATIENCE);
+        }
+    }
+
+    /// Whether an accept loop, which may have panicked without a word, still holds its listener.
+    #[cfg(target_os = "linux")]
+    fn is_open(&self, descriptor: RawFd) -> bool {
+        let socket = |fd: RawFd| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok();
+        // Where even that cannot be read, descriptors are used up, and it will tell by itself.
+        socket(self.listener.as_raw_fd()).is_none_or(|ours| socket(descriptor) == Some(ours))
+    }
+
+    /// Elsewhere only an accept loop that reports its end is replaced, not one that panicked.
+    #[cfg(not(target_os = "linux"))]
+    fn is_open(&self, _: RawFd) -> bool {
+        true
+    }
+
+    fn hear_former(&mut self) {
+        for (server, heard) in &mut self.former {
+            while let Ok(Some(request)) = server.try_recv() {
+                self.conversations.bring(request);
+                *heard = Instant::now();
+            }
+        }
+        self.former.retain(|(_, heard)| heard.elapsed() < RETIREMENT);
+    }
+
+    /// Waits until another generation can be afforded, where the last one ended by a fault.
+    fn pause_after(&mut self, error: Option<io::Error>) {
+        let shutdown = &self.crew.shutdown;
+        if shutdown.has_come() {
+            return;
+        }
+        let reason = match &error {
+            Some(error) if error.kind() == io::ErrorKind::WouldBlock => "idle",
+            Some(_) => "error",
+            None => "panic",
+        };
+        METRICS.accept_restarts.inc(format!("reason=\"{reason}\""));
+        if reason == "idle" {
+            return;
+        }
+        if self.last_warning.is_none_or(|at| at.elapsed() > WARN_EVERY) {
+            let error = error.map_or("its thread panicked".to_owned(), |error| error.to_string());
+            log::warn!("the accept loop ended ({error}); starting another");
+            self.last_warning = Some(Instant::now());
+        }
+        if !shutdown.wait_until(Instant::now() + PAUSE) {
+            self.room.wait_for_generation(shutdown);
+        }
+    }
+}
+
+/// What the thread `server` works with: one for each generation.
+struct Generation {
+    server: Arc<Server>,
+    conversations: Conversations,
+    room: Arc<Room>,
+    crew: Crew,
+    knocks: Sender<()>,
+}
+
+impl Generation {
+    /// Takes requests to their conversations until the accept loop has ended and its connections
+    /// have said what they had to say.
+    fn run(self, end: Sender<io::Error>) {
+        let error = loop {
+            match self.server.recv() {
+                Ok(request) => self.take(request),
+                Err(error) => break error,
+            }
+        };
+        let _ = end.send(error);
+        while let Ok(Some(request)) = self.server.recv_timeout(2 * SILENCE) {
+            self.take(request);
+        }
+    }
+
+    fn take(&self, request: Request) {
+        self.room.wait_for_thread(&self.crew.shutdown);
+        if self.conversations.bring(request) {
+            // It has taken a thread of the library's, for which another may be waiting.
+            let _ = self.knocks.try_send(());
+        }
+    }
+}

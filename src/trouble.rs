@@ -1,0 +1,83 @@
+//! A trouble with the source: from the first failure to the next success. It decides when to try
+//! again, and keeps the log short. Owned by the poller.
+
+use std::time::{Duration, Instant};
+
+use crate::source::Failure;
+use crate::stream::random;
+
+/// The longest pause that we choose ourselves; the interval, where that is longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest that a source can send us away for: its `Retry-After` may be a mistake.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+const SUM_UP_EVERY: Duration = Duration::from_secs(60);
+
+pub struct Trouble {
+    began: Instant,
+    failures: u32,
+    last_log: Instant,
+    /// The last failure's, for those who ask why prices have stopped coming.
+    pub reason: String,
+}
+
+impl Trouble {
+    /// Begins with the first failure. Says all there is to say about it.
+    pub fn new(source: &str, failure: &Failure) -> Trouble {
+        log::warn!("no price from {source}: {failure}");
+        let now = Instant::now();
+        Trouble { began: now, failures: 0, last_log: now, reason: String::new() }
+    }
+
+    /// Takes note of a failure, and returns how long to leave the source alone; `None` is until the
+    /// next tick, as ever.
+    pub fn note(
+        &mut self,
+        source: &str,
+        failure: &Failure,
+        interval: Duration,
+    ) -> Option<Duration> {
+        self.failures += 1;
+        self.reason.clone_from(&failure.reason);
+        if self.last_log.elapsed() >= SUM_UP_EVERY {
+            self.last_log = Instant::now();
+            log::warn!("still no price from {source}: {self_}", self_ = self.summary());
+        }
+        let asked = failure.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER));
+        let own = (self.failures > 1).then(|| backoff(self.failures, interval));
+        asked.max(own)
+    }
+
+    /// Ends with a success.
+    pub fn end(self, source: &str) {
+        log::info!("prices from {source} again after {}", self.summary());
+    }
+
+    fn summary(&self) -> String {
+        let (n, s) = (self.failures, self.began.elapsed().as_secs_f64());
+        let n = if n == 1 { "1 failure".to_owned() } else { format!("{n} failures") };
+        format!("{n} in {s:.1} s, the last one: {}", self.reason)
+    }
+}
+
+/// Doubles from the interval, with jitter, so that many who fail together do not return together.
+fn backoff(failures: u32, interval: Duration) -> Duration {
+    let doubled = interval.saturating_mul(1 << (failures - 1).min(16));
+    let pause = doubled.min(LONGEST_PAUSE.max(interval));
+    pause.mul_f64(0.75 + (random() % 256) as f64 / 1024.0).max(interval)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_and_end_at_a_minute() {
+        let second = Duration::from_secs(1);
+        for (failures, longest) in [(2, 2), (3, 4), (6, 32), (7, 60), (30, 60), (u32::MAX, 60)] {
+            let pause = backoff(failures, second);
+            let longest = Duration::from_secs(longest);
+            assert!(pause <= longest && pause >= longest.mul_f64(0.75), "{pause:?}");
+        }
+        assert_eq!(backoff(9, Duration::from_secs(90)), Duration::from_secs(90));
+    }
+}

@@ -1,0 +1,547 @@
+// The page: follows the server's stream, keeps the updates that it brings, and shows them.
+// Events only change the few variables of "What is known"; `render` turns those into the
+// page, at most once a frame, however many events a frame brings.
+
+const find = (id) => document.getElementById(id);
+
+const interval = Number(document.body.dataset.intervalMs) || 5000;
+const madeUp = document.body.dataset.madeUp === "true";
+
+const HOLE = 3 * interval; // longer than this without an update, and some are missing
+const KEEP_FOR = 24 * 3_600_000; // a tab that stays open must not grow for ever:
+const KEEP_AT_MOST = 20_000; // a day of updates at the usual interval fits
+
+// ---- What is known
+
+const points = []; // { timestamp, price, broken }: broken means that updates before it are missing
+let phase = "connecting"; // or "open", or "reconnecting"
+let stale = null; // what the server says of a source that fails: { since, reason }
+let missing = false; // the server no longer has what came after our last update
+let skew = 0; // how far this device's clock is ahead of the server's
+let span = Infinity; // how much of the past the chart shows
+let cursor = null; // the time that the reader points at
+
+const last = () => points[points.length - 1];
+const now = () => Math.max(Date.now() - skew, last()?.timestamp ?? 0);
+
+// For a look from the console, and for tests. Copies: nobody changes the page through it.
+window.ticker = Object.freeze({
+  get points() { return structuredClone(points); },
+  get state() { return state(); },
+});
+
+// ---- The stream
+
+let stream;
+let opened = 0;
+let heard = 0; // when the stream last said anything
+let failures = 0;
+let retry;
+
+function connect() {
+  clearTimeout(retry);
+  stream?.close();
+  heard = Date.now();
+  // A browser that reconnects by itself sends the last id too, and that wins over this `since`.
+  stream = new EventSource(`stream?since=${last()?.timestamp ?? 0}`);
+  stream.onopen = onOpen;
+  stream.onerror = onError;
+  stream.onmessage = (event) => onUpdate(JSON.parse(event.data));
+  stream.addEventListener("status", (event) => onStatus(JSON.parse(event.data)));
+  stream.addEventListener("gap", onGap);
+}
+
+function onOpen() {
+  opened = heard = Date.now();
+  failures = 0;
+  phase = "open";
+  stale = null; // were it still so, the server would say it again
+  schedule();
+}
+
+function onUpdate({ timestamp, price }) {
+  heard = Date.now();
+  if (timestamp <= last()?.timestamp) return; // held already
+  // What comes this long after the connection is no backlog but new: its time is the server's now.
+  if (heard - opened > 1000) skew = heard - timestamp;
+  const broken = points.length > 0 && (missing || timestamp - last().timestamp > HOLE);
+  points.push({ timestamp, price, broken });
+  missing = false;
+  forget();
+  schedule();
+}
+
+function forget() {
+  let gone = Math.max(0, points.length - KEEP_AT_MOST);
+  while (points[gone].timestamp < last().timestamp - KEEP_FOR) gone++;
+  points.splice(0, gone);
+}
+
+function onGap() {
+  heard = Date.now();
+  missing = true;
+}
+
+function onStatus(status) {
+  heard = Date.now();
+  stale = status.stale ? status : null;
+  schedule();
+}
+
+function onError() {
+  heard = Date.now();
+  phase = "reconnecting";
+  // After an answer such as 503 the browser gives up for good; then it is for the page to try again.
+  if (stream.readyState === EventSource.CLOSED) {
+    const longest = Math.min(30_000, 2000 * 2 ** failures++);
+    retry = setTimeout(connect, longest * (0.5 + Math.random() / 2));
+  }
+  schedule();
+}
+
+// A connection can die without a word (sleep, another network), and scripts do not see the
+// heartbeats. So after a silence that an update or a status should have ended: connect anew.
+function checkSilence() {
+  const patience = stale ? 60_000 : HOLE + 10_000;
+  const silence = Math.abs(Date.now() - heard); // also when the clock was set back
+  if (stream.readyState === EventSource.CLOSED || silence < patience) return;
+  if (phase === "open") phase = "reconnecting";
+  connect();
+}
+
+// ---- Words
+
+const WORDS = {
+  connecting: "Connecting",
+  waiting: "No price yet",
+  live: "Live",
+  stale: "Stale",
+  reconnecting: "Reconnecting",
+};
+
+function state() {
+  if (phase !== "open") return phase;
+  if (!points.length) return "waiting";
+  // The server says when it is stale; the second's grace is for its word to arrive first.
+  return stale || now() - last().timestamp > HOLE + 1000 ? "stale" : "live";
+}
+
+function detail(current) {
+  const reason = stale?.reason ? `: ${stale.reason}` : "";
+  if (current === "waiting") return stale ? `the source fails${reason}` : "waiting for the source";
+  if (current === "stale") return `no update since ${timeOf(stale?.since ?? last().timestamp)}${reason}`;
+  if (current === "reconnecting") return navigator.onLine ? "no answer from the server" : "this device is offline";
+  return madeUp ? "made-up prices" : "";
+}
+
+const formatter = (parts) => new Intl.DateTimeFormat("en-GB", parts);
+const clock = formatter({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const shortClock = formatter({ hour: "2-digit", minute: "2-digit" });
+const day = formatter({ day: "numeric", month: "short" });
+
+function timeOf(timestamp) {
+  const date = day.format(timestamp);
+  return (date === day.format(now()) ? "" : `${date}, `) + clock.format(timestamp);
+}
+
+function duration(ms) {
+  const seconds = Math.max(0, Math.floor(ms / 1000));
+  if (seconds < 60) return `${seconds} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
+}
+
+const amount = (value, digits = 2) =>
+  value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+
+// ---- From what is known to the page
+
+let scheduled = false;
+
+function schedule() {
+  // A hidden tab gets no frames, but its title is still read.
+  if (document.hidden) return renderState();
+  if (!scheduled) requestAnimationFrame(render);
+  scheduled = true;
+}
+
+function render() {
+  scheduled = false;
+  renderState();
+  if (points.length) {
+    find("empty").hidden = true;
+    const view = visible();
+    renderPrice();
+    renderFigures(view);
+    drawChart(view);
+  }
+  announce(state());
+}
+
+function setText(id, text) {
+  const element = find(id);
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function renderState() {
+  const current = state();
+  find("state").dataset.state = current;
+  setText("state-word", WORDS[current]);
+  setText("state-detail", detail(current));
+  const price = points.length ? `$${amount(last().price)} ` : "";
+  const warning = current === "live" ? "" : ` (${WORDS[current].toLowerCase()})`;
+  document.title = `${madeUp ? "Made up: " : ""}${price}BTC/USD${warning}`;
+}
+
+function renderPrice() {
+  const { timestamp, price } = last();
+  const [whole, cents] = amount(price).split(".");
+  setText("price-whole", whole);
+  setText("price-cents", `.${cents}`);
+  setText("updated", `Updated ${timeOf(timestamp)}, ${duration(now() - timestamp)} ago`);
+}
+
+function renderFigures({ shown, low, high }) {
+  renderChange(shown[0]);
+  setText("high", shown.length ? amount(high) : "–");
+  setText("low", shown.length ? amount(low) : "–");
+  setText("count", shown.length.toLocaleString("en-US"));
+  const breaks = shown.filter((point) => point.broken).length + (now() - last().timestamp > HOLE);
+  find("breaks").hidden = breaks === 0;
+  setText("break-count", breaks === 1 ? "once" : `${breaks} times`);
+}
+
+function renderChange(oldest) {
+  const change = oldest ? last().price - oldest.price : 0;
+  const direction = change > 0 ? "up" : change < 0 ? "down" : "none";
+  const sign = { up: "▲ +", down: "▼ −", none: "± " }[direction];
+  const percent = oldest ? amount((Math.abs(change) / oldest.price) * 100) : "";
+  find("change").dataset.direction = direction;
+  setText("change-amount", oldest ? `${sign}${amount(Math.abs(change))} (${percent} %)` : "");
+  setText("change-since", oldest ? `since ${timeOf(oldest.timestamp)}` : "");
+}
+
+// For screen readers: a change of state once it has lasted, else the price once a minute.
+let held = { state: "", since: 0 };
+let announced = { state: "", at: 0 };
+
+function announce(current) {
+  const time = Date.now();
+  if (held.state !== current) held = { state: current, since: time };
+  const news = announced.state !== current && time - held.since > 2000;
+  const due = announced.state === current && current === "live" && time - announced.at > 60_000;
+  if (!news && !due) return;
+  announced = { state: current, at: time };
+  const price = points.length ? `$${amount(last().price)}` : "";
+  setText("announcement", [WORDS[current], detail(current), price].filter(Boolean).join(", "));
+}
+
+// ---- The chart
+
+const chart = find("chart");
+const canvas = chart.querySelector("canvas");
+const pen = canvas.getContext("2d");
+let scale; // of the last drawing; the pointer needs it too
+
+// The part of the past that is shown, and the updates in it.
+function visible() {
+  const to = now();
+  // No wider than what there is, except that the first few updates need some room.
+  const from = Math.min(Math.max(to - span, points[0].timestamp), to - 4 * interval);
+  const first = indexAt(from);
+  const shown = points.slice(first);
+  const prices = (shown.length ? shown : [last()]).map((point) => point.price);
+  return { from, to, first, shown, low: Math.min(...prices), high: Math.max(...prices) };
+}
+
+// The index of the first update at `timestamp` or after it.
+function indexAt(timestamp) {
+  let [low, high] = [0, points.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (points[middle].timestamp < timestamp) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+function drawChart(view) {
+  const { width, height } = fitCanvas();
+  const style = getComputedStyle(canvas);
+  const em = parseFloat(style.fontSize);
+  const colour = (name) => style.getPropertyValue(`--${name}`);
+  pen.font = `${style.fontSize} ${style.fontFamily}`;
+
+  const ticks = priceTicks(view, Math.max(3, height / (em * 5)));
+  const labels = ticks.values.map((value) => amount(value, ticks.digits));
+  const latest = amount(last().price);
+  const gutter = em * 1.6 + Math.max(...[...labels, latest].map((label) => pen.measureText(label).width));
+  const box = { left: 1, right: width - gutter, top: em * 2.8, bottom: height - em * 2 };
+  const perMs = (box.right - box.left) / (view.to - view.from);
+  const perDollar = (box.bottom - box.top) / (ticks.high - ticks.low);
+  const x = (timestamp) => box.left + (timestamp - view.from) * perMs;
+  const y = (price) => box.bottom - (price - ticks.low) * perDollar;
+  scale = { ...view, ...box, em, colour, perMs, x, y };
+
+  drawPriceAxis(ticks.values, labels);
+  drawTimeAxis();
+  pen.save();
+  pen.beginPath();
+  pen.rect(box.left, 0, box.right - box.left, box.bottom);
+  pen.clip();
+  drawHoles();
+  drawLine();
+  pen.restore();
+  drawLatest(latest);
+  drawCursor();
+}
+
+// As many pixels as the screen has, measured in those of the page.
+function fitCanvas() {
+  const size = canvas.getBoundingClientRect();
+  const density = window.devicePixelRatio;
+  canvas.width = Math.round(size.width * density); // which clears it too
+  canvas.height = Math.round(size.height * density);
+  pen.scale(density, density);
+  return size;
+}
+
+function priceTicks(view, about) {
+  // At least a little room: a change of some cents must not look like a crash.
+  const room = Math.max((view.high - view.low) * 0.08, view.high * 0.0001);
+  const [low, high] = [view.low - room, view.high + room];
+  const power = 10 ** Math.floor(Math.log10((high - low) / about));
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= (high - low) / about);
+  const first = Math.ceil(low / step);
+  const values = Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
+  return { low, high, values, digits: Math.min(12, Math.max(0, Math.ceil(-Math.log10(step)))) };
+}
+
+function drawPriceAxis(values, labels) {
+  const { left, right, em, colour, y } = scale;
+  pen.textBaseline = "middle";
+  values.forEach((value, i) => {
+    pen.fillStyle = colour("rule");
+    pen.fillRect(left, Math.round(y(value)), right - left, 1);
+    const covered = Math.abs(y(value) - y(last().price)) < em * 1.5; // by the latest price
+    pen.fillStyle = colour("muted");
+    if (!covered) pen.fillText(labels[i], right + em * 0.8, y(value));
+  });
+}
+
+const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600];
+
+function drawTimeAxis() {
+  const { from, to, left, right, bottom, em, colour, perMs, x } = scale;
+  const step = 1000 * (TIME_STEPS.find((seconds) => seconds * 1000 * perMs > em * 6) ?? 43200);
+  const local = new Date(to).getTimezoneOffset() * 60_000; // steps count from local midnight
+  const format = (time) => ((time - local) % 86_400_000 === 0 ? day : step < 60_000 ? clock : shortClock).format(time);
+  pen.textAlign = "center";
+  pen.textBaseline = "alphabetic";
+  pen.fillStyle = colour("edge");
+  pen.fillRect(left, bottom, right - left, 1);
+  for (let time = Math.ceil((from - local) / step) * step + local; time <= to; time += step) {
+    const half = pen.measureText(format(time)).width / 2;
+    pen.fillStyle = colour("edge");
+    pen.fillRect(Math.round(x(time)), bottom, 1, em * 0.4);
+    pen.fillStyle = colour("muted");
+    if (x(time) - half > 0) pen.fillText(format(time), x(time), bottom + em * 1.6);
+  }
+  pen.textAlign = "left";
+}
+
+// Where updates are missing there is no line but a hatched strip.
+function drawHoles() {
+  const { first, to, em, x } = scale;
+  for (let i = Math.max(1, first); i < points.length; i++) {
+    if (points[i].broken) drawHole(x(points[i - 1].timestamp), x(points[i].timestamp));
+  }
+  if (to - last().timestamp > HOLE) drawHole(x(last().timestamp), x(to) + em);
+}
+
+function drawHole(start, end) {
+  const { left, right, top, bottom, em, colour } = scale;
+  const widen = Math.max(0, em * 0.5 - (end - start)) / 2; // however short, it is to be seen
+  const [a, b] = [Math.max(start - widen, left - em), Math.min(end + widen, right + em)];
+  const height = bottom - top;
+  pen.save();
+  pen.strokeStyle = colour("edge");
+  pen.setLineDash([4, 4]);
+  pen.strokeRect(a, top, b - a, height + em);
+  pen.beginPath();
+  pen.rect(a, top, b - a, height);
+  pen.clip();
+  pen.setLineDash([]);
+  pen.globalAlpha = 0.5;
+  pen.beginPath();
+  for (let x = a - height; x < b; x += em * 0.6) {
+    pen.moveTo(x, bottom);
+    pen.lineTo(x + height, top);
+  }
+  pen.stroke();
+  pen.restore();
+}
+
+function drawLine() {
+  const { first, bottom, colour, x, y } = scale;
+  pen.lineWidth = 2;
+  pen.lineJoin = "round";
+  pen.strokeStyle = colour("line");
+  let start = Math.max(0, first - 1); // one more, for the line to enter from the edge
+  for (let end = start + 1; end <= points.length; end++) {
+    if (end < points.length && !points[end].broken) continue;
+    const run = thin(points.slice(start, end), x);
+    start = end;
+    if (run.length === 1) drawDot(run[0], 2); // between two holes there is no line to see
+    const line = new Path2D();
+    for (const point of run) line.lineTo(x(point.timestamp), y(point.price));
+    const area = new Path2D(line);
+    area.lineTo(x(run.at(-1).timestamp), bottom);
+    area.lineTo(x(run[0].timestamp), bottom);
+    pen.fillStyle = colour("fill");
+    pen.fill(area);
+    pen.stroke(line);
+  }
+}
+
+// Of the updates that share a column of pixels, the first, the lowest, the highest and the
+// last draw the same picture as all of them.
+function thin(run, x) {
+  const kept = [];
+  for (let start = 0, end = 0; start < run.length; start = end) {
+    const column = Math.floor(x(run[start].timestamp));
+    let [low, high] = [start, start];
+    for (; end < run.length && Math.floor(x(run[end].timestamp)) === column; end++) {
+      if (run[end].price < run[low].price) low = end;
+      if (run[end].price > run[high].price) high = end;
+    }
+    const telling = new Set([start, Math.min(low, high), Math.max(low, high), end - 1]);
+    for (const index of telling) kept.push(run[index]);
+  }
+  return kept;
+}
+
+function drawDot(point, radius) {
+  const { colour, x, y } = scale;
+  pen.fillStyle = colour("line");
+  pen.beginPath();
+  pen.arc(x(point.timestamp), y(point.price), radius, 0, 2 * Math.PI);
+  pen.fill();
+}
+
+function drawLatest(label) {
+  const { shown, right, em, colour, y } = scale;
+  const level = y(last().price);
+  if (shown.length) drawDot(last(), 4);
+  pen.fillStyle = colour("line");
+  pen.beginPath();
+  pen.roundRect(right + em * 0.3, level - em * 0.85, pen.measureText(label).width + em, em * 1.7, em * 0.3);
+  pen.fill();
+  pen.fillStyle = colour("paper");
+  pen.textBaseline = "middle";
+  pen.fillText(label, right + em * 0.8, level);
+}
+
+// ---- Reading the chart: pointer, finger and arrow keys move the same cursor
+
+// The update that is nearest to the cursor, of those that are shown.
+function cursorIndex({ first, shown }) {
+  if (cursor === null || !shown.length) return null;
+  const after = Math.min(Math.max(indexAt(cursor), first), points.length - 1);
+  const before = Math.max(after - 1, first);
+  return cursor - points[before].timestamp < points[after].timestamp - cursor ? before : after;
+}
+
+function drawCursor() {
+  const { left, right, top, bottom, em, colour, x } = scale;
+  const index = cursorIndex(scale);
+  const reading = find("reading");
+  reading.hidden = index === null;
+  if (index === null) return;
+  const at = x(points[index].timestamp);
+  pen.fillStyle = colour("ink");
+  pen.fillRect(Math.round(at), top, 1, bottom - top);
+  drawDot(points[index], 5);
+  setText("reading-price", `$${amount(points[index].price)}`);
+  setText("reading-time", readingTime(points[index]));
+  const middle = at - reading.offsetWidth / 2;
+  const place = Math.max(left, Math.min(middle, right + em - reading.offsetWidth));
+  reading.style.transform = `translateX(${Math.round(place)}px)`;
+}
+
+function readingTime({ timestamp, broken }) {
+  return timeOf(timestamp) + (broken ? ", updates before it are missing" : "");
+}
+
+function moveCursor(time) {
+  cursor = time;
+  schedule();
+}
+
+function onPointer(event) {
+  if (!scale) return;
+  const offset = event.clientX - canvas.getBoundingClientRect().left;
+  moveCursor(scale.from + (offset - scale.left) / scale.perMs);
+}
+
+function onKey({ key, altKey, ctrlKey, metaKey }) {
+  if (key === "Escape") moveCursor(null);
+  if (!points.length || altKey || ctrlKey || metaKey) return true;
+  const view = visible();
+  const newest = points.length - 1;
+  const at = cursorIndex(view) ?? newest;
+  const leap = Math.ceil(view.shown.length / 10);
+  const target = {
+    ArrowLeft: at - 1, ArrowDown: at - 1, PageDown: at - leap, Home: view.first,
+    ArrowRight: at + 1, ArrowUp: at + 1, PageUp: at + leap, End: newest,
+  }[key];
+  if (target === undefined) return true;
+  const index = Math.min(Math.max(target, view.first), newest);
+  moveCursor(points[index].timestamp);
+  speak(view, points[index]);
+  return false;
+}
+
+// Only when the reader moves: a slider that changes by itself would talk without end.
+function speak({ from, to }, point) {
+  const position = ((point.timestamp - from) / (to - from)) * 100;
+  chart.setAttribute("aria-valuenow", Math.round(Math.min(100, Math.max(0, position))));
+  chart.setAttribute("aria-valuetext", `$${amount(point.price)}, ${readingTime(point)}`);
+}
+
+chart.onpointermove = chart.onpointerdown = onPointer;
+// A finger leaves with every tap, and what it tapped is still to be read; `blur` ends that.
+chart.onpointerleave = (event) => event.pointerType === "mouse" && moveCursor(null);
+chart.onblur = () => moveCursor(null);
+chart.onfocus = () => points.length && speak(visible(), last());
+chart.onkeydown = onKey;
+
+// ---- Start
+
+const zooms = document.querySelectorAll(".zoom button");
+
+function zoom(chosen) {
+  span = Number(chosen.dataset.minutes) * 60_000;
+  for (const button of zooms) button.setAttribute("aria-pressed", String(button === chosen));
+  schedule();
+}
+
+for (const button of zooms) button.onclick = () => zoom(button);
+new ResizeObserver(schedule).observe(chart);
+matchMedia("(prefers-color-scheme: dark)").onchange = schedule;
+
+addEventListener("offline", schedule);
+addEventListener("online", () => phase !== "open" && connect());
+addEventListener("pageshow", (event) => event.persisted && connect());
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && stream.readyState === EventSource.CLOSED) connect();
+  checkSilence();
+  schedule();
+});
+setInterval(() => {
+  checkSilence();
+  schedule(); // ages count
+}, 1000);
+
+setText("zone", `local (${Intl.DateTimeFormat().resolvedOptions().timeZone})`);
+connect();

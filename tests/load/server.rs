@@ -1,0 +1,222 @@
+//! The server that is measured, a process of its own, and what Linux has to say about it.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use nix::sys::signal::{Signal, kill};
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
+
+use crate::Result;
+
+const OURS: &str = env!("CARGO_BIN_EXE_btc-ticker");
+
+/// Of what a server writes to stderr, to tell what it died of.
+const REMEMBERED_LINES: usize = 3;
+
+/// The one that runs, for whoever interrupts the benchmark.
+static RUNNING: AtomicI32 = AtomicI32::new(0);
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Kind {
+    #[value(skip)]
+    BtcTicker,
+    Axum,
+    Naive,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::BtcTicker => "btc-ticker",
+            Kind::Axum => "axum",
+            Kind::Naive => "naive",
+        }
+    }
+
+    fn program(self) -> PathBuf {
+        match self {
+            Kind::BtcTicker => PathBuf::from(OURS),
+            peer => peers_target().join(format!("release/peer-{}", peer.name())),
+        }
+    }
+
+    /// Builds a peer; btc-ticker itself cargo has built already.
+    pub fn build(self) -> Result<()> {
+        if self == Kind::BtcTicker {
+            return Ok(());
+        }
+        let manifest = format!("tests/peers/{}/Cargo.toml", self.name());
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        let status = Command::new(cargo)
+            .args(["build", "--release", "--locked", "--manifest-path", &manifest])
+            .env("CARGO_TARGET_DIR", peers_target())
+            .status()?;
+        if status.success() { Ok(()) } else { Err(format!("{manifest} did not build").into()) }
+    }
+}
+
+fn peers_target() -> PathBuf {
+    let target = Path::new(OURS).ancestors().nth(2);
+    target.expect("target/release/btc-ticker").join("peers")
+}
+
+pub struct Server {
+    pub address: SocketAddr,
+    process: Process,
+}
+
+struct Process {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    last_words: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Server {
+    pub fn start(kind: Kind, source: SocketAddr, interval: Duration, most: usize) -> Result<Self> {
+        let milliseconds = |duration: Duration| format!("{}ms", duration.as_millis());
+        let arguments = [
+            ("--listen", "127.0.0.1:0".to_owned()),
+            ("--source-url", format!("http://{source}/")),
+            ("--price-at", "/price".to_owned()),
+            ("--interval", milliseconds(interval)),
+            ("--source-timeout", milliseconds(interval * 9 / 10)),
+            ("--max-clients", most.to_string()),
+        ];
+        let mut command = Command::new(kind.program());
+        for (flag, value) in &arguments {
+            command.args([flag, value.as_str()]);
+        }
+        let mut process = Process::start(&mut command)?;
+        let mut line = String::new();
+        process.stdout.read_line(&mut line)?;
+        let address = line.trim().strip_prefix("listening on http://");
+        Ok(Server { address: address.ok_or_else(|| process.obituary())?.parse()?, process })
+    }
+
+    pub fn usage(&self) -> Result<Usage> {
+        let usage = Usage::read(self.process.child.id());
+        usage.ok_or_else(|| self.process.obituary().into())
+    }
+
+    /// Of the threads that there are: good for a server at rest.
+    pub fn context_switches(&self) -> Result<u64> {
+        let mut sum = 0;
+        for task in fs::read_dir(self.process.directory().join("task"))? {
+            let status = fs::read_to_string(task?.path().join("status"))?;
+            sum += field(&status, "voluntary_ctxt_switches").unwrap_or(0);
+            sum += field(&status, "nonvoluntary_ctxt_switches").unwrap_or(0);
+        }
+        Ok(sum)
+    }
+}
+
+impl Process {
+    fn start(command: &mut Command) -> Result<Process> {
+        let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        // The last words are to be about the cause.
+        let mut child = piped.env("RUST_BACKTRACE", "0").spawn()?;
+        RUNNING.store(child.id() as i32, Ordering::Relaxed);
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let last_words = Arc::new(Mutex::new(VecDeque::new()));
+        let heard = Arc::clone(&last_words);
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(std::io::Result::ok) {
+                let mut heard = heard.lock().unwrap();
+                heard.push_back(line);
+                if heard.len() > REMEMBERED_LINES {
+                    heard.pop_front();
+                }
+            }
+        });
+        Ok(Process {
+            stdout: BufReader::new(child.stdout.take().expect("piped")),
+            child,
+            last_words,
+        })
+    }
+
+    fn directory(&self) -> PathBuf {
+        directory_of(self.child.id())
+    }
+
+    fn obituary(&self) -> String {
+        let mut last_words = self.last_words.lock().unwrap();
+        format!("died: {}", last_words.make_contiguous().join(" / "))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        RUNNING.store(0, Ordering::Relaxed);
+        // It fails when the server is dead already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `Drop` runs on errors and panics, not on signals.
+pub fn kill_on_interrupt() -> Result<()> {
+    ctrlc::set_handler(|| {
+        let pid = RUNNING.load(Ordering::Relaxed);
+        if pid != 0 {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        std::process::exit(130);
+    })?;
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+pub struct Usage {
+    pub cpu: Duration,
+    /// In KB.
+    pub resident: u64,
+    pub threads: u64,
+    pub descriptors: u64,
+}
+
+impl Usage {
+    /// `None` for a process that has ended, though it may not be reaped yet.
+    fn read(process: u32) -> Option<Usage> {
+        let directory = directory_of(process);
+        let status = fs::read_to_string(directory.join("status")).ok()?;
+        let clock = clock_getcpuclockid(Pid::from_raw(process as i32)).ok()?;
+        Some(Usage {
+            cpu: clock.now().ok()?.into(),
+            resident: field(&status, "VmRSS")?,
+            threads: field(&status, "Threads")?,
+            descriptors: fs::read_dir(directory.join("fd")).ok()?.count() as u64,
+        })
+    }
+
+    pub fn of_this_process() -> Result<Usage> {
+        Usage::read(std::process::id()).ok_or_else(|| "/proc is needed".into())
+    }
+}
+
+fn directory_of(process: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{process}"))
+}
+
+/// What the machine has left for new work, in KB.
+pub fn machine_available() -> Result<u64> {
+    let memory = fs::read_to_string("/proc/meminfo")?;
+    field(&memory, "MemAvailable").ok_or_else(|| "/proc/meminfo is needed".into())
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    let value = |line: &str| {
+        line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok()
+    };
+    text.lines().find_map(value)
+}

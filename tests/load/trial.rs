@@ -1,0 +1,160 @@
+//! A server with its source and a crowd: what the scenarios have in common.
+
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use nix::sys::resource::{UsageWho, getrusage};
+
+use crate::crowd::Crowd;
+use crate::report::Figures;
+use crate::server::{Kind, Server, Usage};
+use crate::source::Source;
+use crate::{Result, calm, catch_up, churn, fan_out};
+
+/// How long a crowd may take over what it was asked for.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// Longer than thread pools keep idle threads: what has not changed for so long has settled.
+const SETTLED: Duration = Duration::from_secs(6);
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Scenario {
+    FanOut,
+    CatchUp,
+    Burst,
+    Churn,
+    Idle,
+}
+
+impl Scenario {
+    pub fn name(self) -> &'static str {
+        match self {
+            Scenario::FanOut => "fan-out",
+            Scenario::CatchUp => "catch-up",
+            Scenario::Burst => "burst",
+            Scenario::Churn => "churn",
+            Scenario::Idle => "idle",
+        }
+    }
+
+    /// How many clients, unless told otherwise.
+    pub fn sizes(self, most: usize) -> Vec<usize> {
+        let sizes: &[usize] = match self {
+            Scenario::FanOut => &[100, 1000, 4000, most],
+            Scenario::CatchUp => &[2000],
+            Scenario::Burst => &[50, 1000, most],
+            Scenario::Churn => &[1000],
+            Scenario::Idle => &[0],
+        };
+        let mut sizes: Vec<usize> = sizes.iter().map(|&size| size.min(most)).collect();
+        sizes.dedup();
+        sizes
+    }
+
+    fn interval(self) -> Duration {
+        match self {
+            Scenario::FanOut => Duration::from_secs(1),
+            Scenario::CatchUp => Duration::from_millis(15),
+            Scenario::Churn => Duration::from_millis(500),
+            Scenario::Burst | Scenario::Idle => Duration::from_secs(5),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Settings {
+    /// How many updates a fan-out is measured over.
+    pub updates: usize,
+    pub churn_for: Duration,
+}
+
+pub struct Trial {
+    pub server: Server,
+    pub source: Source,
+    pub interval: Duration,
+    pub clients: usize,
+    pub settings: Settings,
+}
+
+impl Trial {
+    pub fn run(
+        scenario: Scenario,
+        kind: Kind,
+        clients: usize,
+        settings: Settings,
+    ) -> Result<Figures> {
+        let allowed = match scenario {
+            Scenario::CatchUp => catch_up::BACKLOG,
+            _ => usize::MAX,
+        };
+        let source = Source::start(allowed)?;
+        let interval = scenario.interval();
+        let trial = Trial {
+            server: Server::start(kind, source.address, interval, clients * 2 + 100)?,
+            source,
+            interval,
+            clients,
+            settings,
+        };
+        let outcome = match scenario {
+            Scenario::FanOut => fan_out::run(&trial),
+            Scenario::CatchUp => catch_up::run(&trial),
+            Scenario::Burst => calm::burst(&trial),
+            Scenario::Churn => churn::run(&trial),
+            Scenario::Idle => calm::idle(&trial),
+        };
+        // That a server has died explains more than whatever came of it.
+        trial.server.usage().and(outcome)
+    }
+
+    pub fn first_update(&self) -> Result<()> {
+        let mut probe = Crowd::new(self.server.address, "/stream", 1)?;
+        probe.open([0])?;
+        if probe.pump_until(LIMIT, |probe| !probe.tally.reached.is_empty())? {
+            Ok(())
+        } else {
+            Err("no update".into())
+        }
+    }
+
+    /// Waits for an update that is yet to come until so many clients have it, and returns its number.
+    pub fn next_update(&self, crowd: &mut Crowd, clients: usize) -> Result<usize> {
+        let next = self.source.answered();
+        let reached = |crowd: &Crowd| {
+            let later = crowd.tally.reached.iter().skip(next);
+            later.clone().position(|&count| count >= clients)
+        };
+        crowd.pump_until(LIMIT, |crowd| reached(crowd).is_some())?;
+        let nth = reached(crowd).ok_or("no update that reaches all clients")?;
+        Ok(next + nth)
+    }
+
+    /// Waits until threads and descriptors stay what they are, give or take what a pool does, and
+    /// returns what is then in use.
+    pub fn settle(&self, crowd: &mut Crowd) -> Result<Usage> {
+        let about = |a: u64, b: u64| a.abs_diff(b) <= 8.max(b / 100);
+        let deadline = Instant::now() + LIMIT;
+        let (mut before, mut since) = (self.server.usage()?, Instant::now());
+        loop {
+            crowd.pump_until(Duration::from_millis(250), |_| false)?;
+            let now = self.server.usage()?;
+            if !about(now.threads, before.threads) || !about(now.descriptors, before.descriptors) {
+                (before, since) = (now, Instant::now());
+            }
+            if since.elapsed() > SETTLED {
+                return Ok(now);
+            }
+            if Instant::now() > deadline {
+                return Err("threads and descriptors do not settle".into());
+            }
+        }
+    }
+}
+
+/// CPU time of this thread, which is that of all clients.
+pub fn own_cpu() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    let times = [usage.user_time(), usage.system_time()];
+    let micros: i64 = times.iter().map(|t| t.tv_sec() * 1_000_000 + t.tv_usec()).sum();
+    Ok(Duration::from_micros(micros as u64))
+}

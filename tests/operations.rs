@@ -1,0 +1,318 @@
+//! How the service tells how it is: to clients, to whoever operates it, and to the source that it
+//! must not pester when that is in trouble.
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Say, Server, Source, eventually};
+use nix::sys::signal::Signal;
+
+fn status(code: u16, headers: &str, body: &str) -> Say {
+    Say::Status(code, headers.to_owned(), body.to_owned())
+}
+
+#[test]
+fn clients_are_told_when_prices_stop_and_when_they_come_again() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let mut stream = server.stream("/stream");
+    stream.update();
+    source.say(status(500, "", "oops"));
+    let mut last = None;
+    let told = loop {
+        let event = stream.event();
+        match event.name.as_deref() {
+            None => last = event.id,
+            Some("status") if event.json()["reason"] == "HTTP 500" => break event.json(),
+            // On a loaded machine it may have seemed stale before.
+            Some("status") => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(told["stale"], true);
+    let since = told["since"].as_u64();
+    assert!(last.is_none() || since == last, "since is the last update");
+
+    let mut late = server.stream("/stream?since=0");
+    assert_eq!(late.named("status"), told, "who comes meanwhile gets it first");
+    late.update();
+    source.say(Say::Prices);
+    for stream in [&mut stream, &mut late] {
+        let mut event = stream.event();
+        while event.name.is_none() {
+            event = stream.event(); // What the late one had missed.
+        }
+        assert_eq!(event.json()["stale"], false, "before the update that ends it");
+        assert!(stream.update().id > since);
+    }
+    assert!(server.stream("/stream").event().name.is_none(), "nothing is stale now");
+}
+
+#[test]
+fn prices_that_never_came_are_stale_since_never() {
+    let source = Source::start();
+    source.say(Say::Body("{\"price\":\"soon\"}".into()));
+    let server = Server::start(&source, &[]);
+    let told = server.stream("/stream").named("status");
+    assert_eq!(told.to_string(), r#"{"reason":"not a price","since":null,"stale":true}"#);
+    assert_eq!(server.get("/price").status, 503);
+}
+
+#[test]
+fn health_goes_from_starting_to_ok_to_stale_and_back() {
+    let source = Source::start();
+    source.ration();
+    let server = Server::start(&source, &["--source-timeout", "99ms"]);
+    let health = || {
+        let answer = server.get("/healthz");
+        let status = answer.json()["status"].as_str().unwrap().to_owned();
+        (answer.status, status)
+    };
+    let is = |code: u16, status: &str| health() == (code, status.to_owned());
+    assert!(is(503, "starting"));
+    source.allow(u64::MAX);
+    eventually("ok", || is(200, "ok"));
+    let answer = server.get("/healthz").json();
+    assert_eq!(answer["source"], "custom source");
+    assert!(answer["last_update_age_seconds"].as_f64().unwrap() < 30.0);
+    assert!(answer["updates_retained"].as_u64().unwrap() >= 1);
+    assert_eq!(answer["clients"], 0);
+    source.say(Say::Nothing);
+    eventually("stale", || is(503, "stale"));
+    source.say(Say::Prices);
+    eventually("ok again", || is(200, "ok"));
+}
+
+/// The pauses between the requests that failed, as the source saw them.
+fn pauses(source: &Source, failures: usize) -> Vec<Duration> {
+    source.say(status(500, "", ""));
+    let before = source.requests().len();
+    eventually("failures", || source.requests().len() > before + failures);
+    let requests = source.requests();
+    requests[before..].windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+#[test]
+fn a_source_in_trouble_is_asked_less_and_less_and_then_as_ever() {
+    let source = Source::start();
+    let server = Server::start(&source, &["--interval", "50ms", "--source-timeout", "40ms"]);
+    server.stream("/stream").update();
+    let pauses = pauses(&source, 6);
+    // Where the machine is busy they may be longer, but they are never shorter.
+    for (failure, pause) in pauses.iter().enumerate().skip(1).take(5) {
+        let least = Duration::from_millis(50).mul_f64(0.75) * (1 << failure);
+        assert!(*pause >= least, "{pause:?} after {} failures: {pauses:?}", failure + 1);
+    }
+    source.say(Say::Prices);
+    // At the pause that it had come to, this would take minutes.
+    let before = source.requests().len();
+    eventually("the interval again", || source.requests().len() > before + 20);
+}
+
+#[test]
+fn retry_after_is_honoured() {
+    for code in [429, 503] {
+        let source = Source::start();
+        let server = Server::start(&source, &[]);
+        server.stream("/stream").update();
+        source.say(status(code, "Retry-After: 2\r\n", "slow down"));
+        let count = format!("btc_ticker_fetches_total{{outcome=\"HTTP {code}\"}}");
+        eventually("a failure", || server.metric(&count) > 0.0);
+        source.say(Say::Prices);
+        let refused = *source.requests().last().unwrap();
+        let before = source.requests().len();
+        eventually("the next try", || source.requests().len() > before);
+        let pause = source.requests()[before] - refused;
+        assert!(pause >= Duration::from_millis(1_990), "{pause:?}");
+    }
+}
+
+#[test]
+fn the_log_tells_the_story_of_a_trouble_once() {
+    let source = Source::start();
+    let arguments = ["--interval", "20ms", "--source-timeout", "19ms"];
+    let server = Server::start(&source, &arguments);
+    server.stream("/stream").update();
+    source.say(Say::Body("{\"cost\":5}".into()));
+    let failed = || server.metric("btc_ticker_fetches_total{outcome=\"no price\"}");
+    eventually("some failures", || failed() >= 4.0);
+    source.say(Say::Prices);
+    let ok = || server.metric("btc_ticker_fetches_total{outcome=\"ok\"}");
+    let before = ok();
+    eventually("recovered", || ok() > before);
+    let (_, log) = server.stop(Signal::SIGTERM);
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("no price")).collect();
+    assert_eq!(lines.iter().filter(|line| line.contains("nothing at /price")).count(), 1, "{log}");
+    assert!(lines[0].contains("cost"), "the start of the answer: {log}");
+    assert!(log.contains("again after") && log.contains("the last one: no price"), "{log}");
+}
+
+#[test]
+fn the_log_tells_how_it_began_and_how_it_ended() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let address = server.address.to_string();
+    server.stream("/stream").updates(2);
+    let (_, log) = server.stop(Signal::SIGINT);
+    let version = env!("CARGO_PKG_VERSION");
+    for word in [
+        version,
+        &address,
+        "custom source (127.0.0.1)",
+        "limits:",
+        "descriptors",
+        "served 1 stream",
+    ] {
+        assert!(log.contains(word), "{word} is not in {log}");
+    }
+    assert!(!log.contains("/ticker"), "a URL may have secrets: {log}");
+}
+
+const KEY: &str = "k3y-0f-a-paid-plan";
+
+/// CoinDesk's part, played by a local source.
+fn coindesk(source: &Source, level: &str) -> Server {
+    let mut command = Server::command();
+    command.env("COINDESK_API_KEY", KEY).env("RUST_LOG", level);
+    command.args(["--source", "coindesk", "--source-url", &source.url()]);
+    command.args(["--listen", "127.0.0.1:0", "--interval", "100ms"]);
+    Server::run(&mut command)
+}
+
+#[test]
+fn the_key_goes_to_the_source_and_nowhere_else() {
+    let source = Source::start();
+    let good = r#"{"Data":{"BTC-USD":{"VALUE":97123.45}},"Err":{}}"#;
+    source.say(Say::Body(good.into()));
+    let server = coindesk(&source, "trace");
+    let mut stream = server.stream("/stream");
+    assert_eq!(stream.update().price(), 97123.45);
+    let head = source.heads().pop().unwrap();
+    let wanted = format!("authorization: apikey {KEY}");
+    assert!(head.to_ascii_lowercase().contains(&wanted), "{head}");
+    assert!(!head.lines().next().unwrap().contains(KEY), "never in the URL");
+
+    // A source that repeats what it got.
+    source.say(status(401, "", &format!(r#"{{"Err":{{"message":"{KEY} is unknown"}}}}"#)));
+    let mut shown = stream.head.clone();
+    eventually("told", || {
+        let event = stream.event();
+        shown.push_str(&format!("{event:?}"));
+        event.data.is_some_and(|data| data.contains("HTTP 401"))
+    });
+    for path in ["/", "/price", "/healthz", "/metrics", "/stream?since=x", "/nowhere"] {
+        let answer = server.get(path);
+        shown.push_str(&answer.head);
+        shown.push_str(&answer.body);
+    }
+    let (_, log) = server.stop(Signal::SIGTERM);
+    assert!(log.contains("TRACE") && log.contains("DEBUG"), "all levels were on");
+    assert!(log.contains("is unknown") && log.contains("paid plan"), "what to do: {log}");
+    assert!(!log.contains(KEY), "in the log");
+    assert!(!shown.contains(KEY), "in {shown}");
+}
+
+#[test]
+fn made_up_prices_do_not_pass_for_real_ones_through_an_origin() {
+    let source = Source::start();
+    source.say(status(200, "X-Price-Source: demo (made up)\r\n", "{\"price\":5}"));
+    let server = Server::start(&source, &[]);
+    let told = server.stream("/stream").named("status");
+    assert_eq!(told["reason"], "demo (made up)");
+    assert_eq!(server.get("/price").status, 503);
+}
+
+#[test]
+fn a_newcomer_without_a_key_is_told_where_prices_come_from() {
+    let mut command = Server::command();
+    let server = Server::run(command.args(["--listen", "127.0.0.1:0"]));
+    for word in ["COINDESK_API_KEY is not set", "Coinbase", "developers.coindesk.com"] {
+        eventually(word, || server.log().contains(word));
+    }
+    assert_eq!(server.get("/healthz").json()["source"], "Coinbase");
+}
+
+#[test]
+fn metrics_agree_with_what_happened() {
+    let source = Source::start();
+    source.ration();
+    let server = Server::start(
+        &source,
+        &["--max-clients", "3", "--interval", "50ms", "--source-timeout", "49ms"],
+    );
+    source.allow(4);
+    let published = || server.metric("btc_ticker_updates_published_total");
+    eventually("four updates", || published() == 4.0);
+    let mut streams: Vec<_> = (0..3).map(|_| server.stream("/stream?since=0")).collect();
+    for stream in &mut streams {
+        stream.updates(4);
+    }
+    for _ in 0..2 {
+        assert_eq!(server.get("/stream").status, 503);
+    }
+    source.allow(2);
+    eventually("two more", || published() == 6.0);
+    for stream in &mut streams {
+        stream.updates(2);
+    }
+    server.get("/nowhere");
+    server.get("/elsewhere");
+    server.get("/stream?since=x");
+    for (name, value) in [
+        ("build_info{version=\"0.1.0\"}", 1.0),
+        ("updates_published_total", 6.0),
+        ("history_updates", 6.0),
+        ("updates_replayed_total", 12.0),
+        ("updates_delivered_total", 6.0),
+        ("fetches_total{outcome=\"ok\"}", 6.0),
+        ("price_usd{source=\"custom source\"}", 6.0),
+        ("clients", 3.0),
+        ("clients_max", 3.0),
+        ("clients_accepted_total", 3.0),
+        ("clients_refused_total", 2.0),
+        ("clients_fell_behind_total", 0.0),
+        ("http_requests_total{path=\"other\",status=\"404\"}", 2.0),
+        ("http_requests_total{path=\"/stream\",status=\"200\"}", 3.0),
+        ("http_requests_total{path=\"/stream\",status=\"400\"}", 1.0),
+        ("http_requests_total{path=\"/stream\",status=\"503\"}", 2.0),
+    ] {
+        assert_eq!(server.metric(&format!("btc_ticker_{name}")), value, "{name}");
+    }
+    let fetches = server.metric("btc_ticker_fetch_duration_seconds_count");
+    assert!(fetches >= 6.0);
+    assert_eq!(server.metric("btc_ticker_fetch_duration_seconds_bucket{le=\"+Inf\"}"), fetches);
+    assert!(server.metric("btc_ticker_last_update_age_seconds") > 0.0);
+    drop(streams);
+    source.allow(u64::MAX / 2);
+    let gone = "btc_ticker_clients_let_go_total{reason=\"gone\"}";
+    eventually("they are let go", || server.metric(gone) == 3.0);
+    assert_eq!(server.metric("btc_ticker_clients"), 0.0);
+}
+
+#[test]
+fn prometheus_likes_the_metrics() {
+    let Ok(mut promtool) = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+    else {
+        assert!(std::env::var_os("CI").is_none(), "promtool is needed in CI");
+        return eprintln!("SKIPPED: promtool (Debian's package prometheus) is not installed");
+    };
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    server.stream("/stream").update();
+    server.get("/nowhere");
+    let metrics = server.get("/metrics");
+    assert!(metrics.header("Content-Type").unwrap().contains("version=0.0.4"));
+    promtool.stdin.take().unwrap().write_all(metrics.body.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}\n{}", metrics.body);
+}

@@ -1,0 +1,438 @@
+//! What a user gets: the same updates as everybody, what was missed, and a word about what is gone.
+//! The real binary, over real sockets.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::process::Command;
+
+use common::{Say, Server, Source, Stream, assert_in_order, eventually};
+use nix::sys::signal::Signal;
+
+#[test]
+fn several_clients_get_the_same_updates() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let mut streams: Vec<Stream> = (0..5).map(|_| server.stream("/stream?since=0")).collect();
+    let expected = streams[0].updates(8);
+    server.assert_complete(&expected);
+    assert_eq!(expected[0].price(), 1.0, "since=0 is all there is");
+    for stream in &mut streams[1..] {
+        assert_eq!(stream.updates(8), expected);
+    }
+}
+
+#[test]
+fn a_stream_has_the_head_and_the_form_that_browsers_want() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let mut stream = server.stream("/stream");
+    for (name, value) in [
+        ("Content-Type", "text/event-stream"),
+        ("Cache-Control", "no-store"),
+        ("X-Accel-Buffering", "no"),
+        ("Connection", "close"),
+        ("Access-Control-Allow-Origin", "*"),
+    ] {
+        assert_eq!(stream.header(name), Some(value));
+    }
+    let retry = stream.next().unwrap().retry.expect("retry comes first");
+    assert!((2_000..=5_000).contains(&retry));
+    let others: Vec<_> = (0..8).map(|_| server.stream("/stream").next().unwrap().retry).collect();
+    assert!(others.iter().any(|other| *other != Some(retry)), "all come back at once: {others:?}");
+    assert_in_order(&stream.updates(3));
+}
+
+#[test]
+fn without_since_the_latest_update_comes_at_once() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    server.stream("/stream?since=0").updates(3);
+    source.ration();
+    let latest = server.get("/price").json();
+    let update = server.stream("/stream").update();
+    assert_eq!(update.json(), latest);
+}
+
+#[test]
+fn who_was_away_gets_exactly_what_was_missed_and_is_live_again() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let before = server.stream("/stream?since=0").updates(3);
+    let last = before[2].id.unwrap();
+    server.stream("/stream").updates(6);
+
+    let mut by_since = server.stream(&format!("/stream?since={last}"));
+    let mut by_header = server.stream_with("/stream", &format!("Last-Event-ID: {last}\r\n"));
+    // A browser that reconnects sends both, and its header is the newer.
+    let both = format!("/stream?since={}", before[0].id.unwrap());
+    let mut by_both = server.stream_with(&both, &format!("Last-Event-ID: {last}\r\n"));
+    for stream in [&mut by_since, &mut by_header, &mut by_both] {
+        server.assert_complete(&[before.clone(), stream.updates(9)].concat());
+    }
+}
+
+#[test]
+fn since_may_be_a_date_or_seconds_or_the_future() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let first = server.stream("/stream?since=0").update();
+    let millis = first.id.unwrap() as i64;
+    let date = jiff::Timestamp::from_millisecond(millis).unwrap();
+    for since in [date.to_string(), date.to_string().replace(':', "%3A")] {
+        let next = server.stream(&format!("/stream?since={since}")).update();
+        server.assert_complete(&[first.clone(), next]);
+    }
+    // A whole second before, which is before this process too.
+    let mut by_seconds = server.stream(&format!("/stream?since={}", millis / 1000 - 1));
+    by_seconds.named("gap");
+    assert_eq!(by_seconds.update(), first);
+    let mut ahead = server.stream("/stream?since=2999-01-01T00:00:00Z");
+    let latest = server.stream("/stream").update();
+    assert!(ahead.update().price() >= latest.price(), "live at once");
+}
+
+#[test]
+fn what_is_gone_is_told_and_what_is_not_is_not() {
+    let source = Source::start();
+    let server = Server::start(&source, &["--retention", "600ms"]);
+    let mut stream = server.stream("/stream?since=0");
+    let first = stream.update().id.unwrap();
+    stream.updates(20);
+    let mut late = server.stream(&format!("/stream?since={first}"));
+    let gap = late.named("gap");
+    assert_eq!(gap["since"].as_u64(), Some(first));
+    let oldest = late.update();
+    assert_eq!(gap["oldest"].as_u64(), oldest.id);
+    assert_in_order(&[vec![oldest], late.updates(3)].concat());
+
+    let mut all = server.stream("/stream?since=0");
+    all.update();
+    let latest = all.update().id.unwrap();
+    server.stream(&format!("/stream?since={latest}")).update();
+    // Before this process: it cannot know.
+    server.stream("/stream?since=2020-01-01T00:00:00Z").named("gap");
+}
+
+#[test]
+fn a_restarted_server_says_that_its_memory_is_new() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let last = server.stream("/stream").update().id.unwrap();
+    let address = server.address.to_string();
+    server.stop(Signal::SIGTERM);
+    let server = Server::start_at(&address, &source, &[]);
+    let mut stream = server.stream_with("/stream", &format!("Last-Event-ID: {last}\r\n"));
+    assert_eq!(stream.named("gap")["since"].as_u64(), Some(last));
+    stream.updates(2);
+}
+
+#[test]
+fn a_reader_that_pauses_misses_nothing_and_holds_nobody_up() {
+    let source = Source::start();
+    let server = Server::start(&source, &["--interval", "5ms", "--source-timeout", "4ms"]);
+    let mut others = server.stream("/stream");
+    let mut slow = Stream::open(common::narrow(&server), "/stream?since=0", "");
+    let first = slow.update();
+    let mut seen = Vec::new();
+    let delivered = || server.metric("btc_ticker_updates_delivered_total");
+    loop {
+        // Two clients take each update, until the buffers on the way to the slow one are full.
+        let before = delivered();
+        seen.extend(others.updates(40));
+        if delivered() - before < 60.0 {
+            break;
+        }
+        assert!(seen.len() < 20_000, "its buffers never filled up");
+    }
+    // More than its channel holds.
+    seen.extend(others.updates(40));
+    server.assert_complete(&seen);
+    let mut all = vec![first];
+    while all.last().unwrap().id < seen.last().unwrap().id {
+        all.push(slow.update());
+    }
+    all.extend(slow.updates(3));
+    server.assert_complete(&all);
+    assert!(server.metric("btc_ticker_clients_fell_behind_total") > 0.0);
+    assert!(server.metric("btc_ticker_clients_recovered_total") > 0.0);
+}
+
+#[test]
+fn a_quiet_stream_gets_a_heartbeat() {
+    let source = Source::start();
+    let server = Server::start(
+        &source,
+        &["--heartbeat", "50ms", "--interval", "60s", "--source-timeout", "5s"],
+    );
+    let mut stream = server.stream("/stream?since=0");
+    stream.update();
+    for _ in 0..3 {
+        assert!(stream.next().unwrap().comment.is_some());
+    }
+}
+
+#[test]
+fn no_fault_of_the_source_becomes_an_update_and_the_stream_goes_on() {
+    let source = Source::start();
+    let arguments = ["--interval", "50ms", "--source-timeout", "40ms"];
+    let server = Server::start(&source, &arguments);
+    let mut stream = server.stream("/stream?since=0");
+    let mut expected = stream.update().price() + 1.0;
+    let body = |body: &str| Say::Body(body.to_owned());
+    let status = |status: u16| Say::Status(status, String::new(), "{\"price\":666}".into());
+    for (outcome, fault) in [
+        ("timed out", Say::Nothing),
+        ("HTTP 401", status(401)),
+        ("HTTP 500", status(500)),
+        ("HTTP 204", status(204)),
+        ("not JSON", body("<!DOCTYPE html><title>Down for maintenance</title>")),
+        ("not JSON", body("{\"price\":")),
+        ("not JSON", body("")),
+        ("no price", body("{\"cost\":1}")),
+        ("no price", body("[]")),
+        ("not a price", body("{\"price\":\"NaN\"}")),
+        ("not a price", body("{\"price\":\"inf\"}")),
+        ("not a price", body("{\"price\":-1}")),
+        ("not a price", body("{\"price\":0}")),
+        ("not a price", body("{\"price\":null}")),
+        ("not a price", body("{\"price\":{\"USD\":5}}")),
+        ("not JSON", body("{\"price\":1e999}")),
+        ("too large", Say::Body(format!("{{\"price\":1,\"x\":\"{}\"}}", "x".repeat(10_000_000)))),
+    ] {
+        let count = format!("btc_ticker_fetches_total{{outcome=\"{outcome}\"}}");
+        let before = server.metric(&count);
+        source.say(fault);
+        eventually(outcome, || server.metric(&count) > before);
+        source.say(Say::Prices);
+        // Prices counted up while the fault was being set and lifted; they are all there.
+        let update = stream.update();
+        assert!(update.price() >= expected && update.price() < 666.0, "{update:?}");
+        expected = update.price() + 1.0;
+    }
+    source.say(body("{\"price\":\"97123.45\"}"));
+    eventually("a price in a string", || stream.update().price() == 97123.45);
+}
+
+#[test]
+fn errors_say_what_was_wrong_and_what_is_right() {
+    let source = Source::start();
+    source.ration();
+    let server = Server::start(&source, &[]);
+    let early = server.get("/price");
+    assert_eq!((early.status, early.header("Retry-After")), (503, Some("5")));
+    assert!(early.error().contains("no price yet"));
+
+    for since in ["", "yesterday", "-1", "1.5", "2026-11-23", "%00", "NaN"] {
+        for answer in [
+            server.get(&format!("/stream?since={since}")),
+            server.ask(&format!("GET /stream HTTP/1.1\r\nLast-Event-ID: x{since}\r\n\r\n")),
+        ] {
+            assert_eq!(answer.status, 400, "{since:?}");
+            for form in ["1795426752977", "1795426752", "2026-11-23T09:30:00Z"] {
+                assert!(answer.error().contains(form));
+            }
+        }
+    }
+    for method in ["POST", "PUT", "DELETE", "OPTIONS", "BREW"] {
+        let answer = server.ask(&format!("{method} /price HTTP/1.1\r\n\r\n"));
+        assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET, HEAD")));
+        assert!(answer.error().contains("GET"));
+    }
+    let lost = server.get("/prices");
+    assert_eq!((lost.status, lost.header("Content-Type")), (404, Some("application/json")));
+    assert!(lost.error().contains("/price"));
+}
+
+#[test]
+fn price_is_the_latest_update_and_head_is_get_without_a_body() {
+    let source = Source::start();
+    let server = Server::start(&source, &["--interval", "60s", "--source-timeout", "5s"]);
+    let update = server.stream("/stream?since=0").update();
+    let price = server.get("/price");
+    assert_eq!((price.status, price.body.as_str()), (200, update.data.as_deref().unwrap()));
+    for path in ["/", "/price", "/healthz", "/metrics", "/app.js", "/style.css"] {
+        let (get, head) = (server.get(path), server.ask(&format!("HEAD {path} HTTP/1.1\r\n\r\n")));
+        assert_eq!((get.status, head.status), (200, 200), "{path}");
+        assert!(!get.body.is_empty());
+        if path != "/metrics" && path != "/healthz" {
+            assert_eq!(head.header("Content-Length"), get.header("Content-Length"), "{path}");
+        }
+    }
+    let head = server.ask("HEAD /stream HTTP/1.1\r\nConnection: close\r\n\r\n");
+    assert_eq!((head.status, head.header("Content-Type")), (200, Some("text/event-stream")));
+    assert_eq!(server.metric("btc_ticker_clients_accepted_total"), 1.0, "the first was no HEAD");
+}
+
+#[test]
+fn requests_on_one_connection_are_answered_in_order() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    server.stream("/stream").update();
+    let mut connection = server.connect();
+    let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let requests = [ask("/price"), ask("/nowhere"), ask("/healthz"), ask("/price")].concat();
+    connection.write_all(requests.as_bytes()).unwrap();
+    let mut reader = std::io::BufReader::new(connection);
+    let statuses = [(); 4].map(|()| common::Answer::read(&mut reader, true).unwrap().status);
+    assert_eq!(statuses, [200, 404, 200, 200]);
+}
+
+#[test]
+fn a_page_is_not_sent_twice() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let page = server.get("/");
+    let etag = page.header("ETag").unwrap();
+    let again = server.ask(&format!("GET / HTTP/1.1\r\nIf-None-Match: {etag}\r\n\r\n"));
+    assert_eq!((again.status, again.body.as_str()), (304, ""));
+    assert!(page.header("Content-Security-Policy").unwrap().contains("default-src 'none'"));
+}
+
+#[test]
+fn made_up_prices_are_marked_wherever_they_show() {
+    let mut command = Server::command();
+    let server = Server::run(command.args([
+        "--source",
+        "demo",
+        "--listen",
+        "127.0.0.1:0",
+        "--interval",
+        "100ms",
+    ]));
+    let mut stream = server.stream("/stream");
+    let marked = |head: Option<&str>| head.is_some_and(|value| value.contains("made up"));
+    assert!(marked(stream.header("X-Price-Source")));
+    let mut comment = None;
+    while comment.is_none() {
+        comment = stream.next().unwrap().comment;
+    }
+    assert!(marked(comment.as_deref()));
+    assert!(stream.updates(3).iter().all(|update| update.price() > 1_000.0));
+    assert!(marked(server.get("/price").header("X-Price-Source")));
+    assert_eq!(server.get("/healthz").json()["made_up"], true);
+    assert!(
+        server.get("/metrics").body.contains("btc_ticker_price_usd{source=\"demo (made up)\"}")
+    );
+    assert!(server.get("/").body.contains("data-made-up=\"true\""));
+}
+
+#[test]
+fn streams_end_with_the_service() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let source = Source::start();
+        let server = Server::start(&source, &[]);
+        let mut streams: Vec<Stream> = (0..50).map(|_| server.stream("/stream")).collect();
+        streams[49].update();
+        let (status, log) = server.stop(signal);
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(log.contains("asked by a signal"), "{log}");
+        assert!(streams.into_iter().all(Stream::ends));
+    }
+}
+
+#[test]
+fn a_service_with_a_thousand_streams_and_a_silent_source_ends_as_well() {
+    let source = Source::start();
+    let server = Server::start(&source, &["--source-timeout", "90ms"]);
+    let streams: Vec<Stream> = (0..1_000).map(|_| server.stream("/stream")).collect();
+    assert_eq!(server.metric("btc_ticker_clients"), 1_000.0);
+    source.say(Say::Nothing);
+    let (status, log) = server.stop(Signal::SIGTERM);
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(!log.contains("not waiting"), "every thread ends by itself: {log}");
+    assert!(streams.into_iter().all(Stream::ends));
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused_with_what_would() {
+    for (arguments, hint) in [
+        (&["--interval", "5"][..], "5s"),
+        (&["--interval", "0s"], "1ms"),
+        (&["--interval", "-5s"], "1ms"),
+        (&["--heartbeat", "soon"], "1h"),
+        (&["--source-timeout", "5s"], "less than --interval"),
+        (&["--retention", "1s"], "at least --interval"),
+        (&["--max-clients", "0"], "from 1"),
+        (&["--listen", "8080"], "127.0.0.1:8080"),
+        (&["--source", "mtgox"], "coindesk, coinbase, demo"),
+        (&["--source-url", "api.example.com"], "https://"),
+        (&["--price-at", "data.amount"], "/data/amount"),
+        (&["--source", "demo", "--price-at", "/x"], "--source-url"),
+        (&["--timestamp-at", "time"], "/data/amount"),
+        (&["--colour"], "--help"),
+    ] {
+        let output = Server::command().args(arguments).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains(hint), "{arguments:?}: {error}");
+    }
+    let output = Server::command().env("BTC_TICKER_INTERVAL", "never").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn an_address_in_use_is_told() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let address = server.address.to_string();
+    let output =
+        Server::command().args(["--source", "demo", "--listen", &address]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains(&address) && error.contains("--listen"), "{error}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn help_tells_a_newcomer_what_to_do() {
+    let output = Server::command().arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    for word in
+        ["curl -N", "--source", "demo", "COINDESK_API_KEY", "BTC_TICKER_LISTEN", "[default: 5s]"]
+    {
+        assert!(help.contains(word), "{word} is not in\n{help}");
+    }
+}
+
+#[test]
+fn the_service_can_ask_itself_how_it_is() {
+    let source = Source::start();
+    source.ration();
+    let server = Server::start(&source, &[]);
+    let ask = || {
+        let mut command = Server::command();
+        command.args(["--check-health", "--listen", &server.address.to_string()]);
+        command.output().unwrap()
+    };
+    assert_eq!(ask().status.code(), Some(1), "there is no price yet");
+    source.allow(1_000);
+    server.stream("/stream").update();
+    let output = ask();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("\"status\":\"ok\""));
+}
+
+#[test]
+fn curl_sees_what_the_readme_shows() {
+    let Ok(version) = Command::new("curl").arg("--version").output() else {
+        assert!(std::env::var_os("CI").is_none(), "curl is needed in CI");
+        return eprintln!("SKIPPED: curl is not installed");
+    };
+    assert!(version.status.success());
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let mut curl = Command::new("curl");
+    let url = server.url("/stream");
+    let mut child = curl.args(["-sN", &url]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    let mut text = String::new();
+    while text.matches("data: {\"timestamp\":").count() < 3 {
+        let mut bytes = [0; 1024];
+        let read = output.read(&mut bytes).unwrap();
+        assert!(read > 0, "curl ended after {text}");
+        text.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
