@@ -108,13 +108,11 @@ impl Conversations {
     }
 
     fn converse(&self, address: SocketAddr, first: Incoming, further: &Receiver<Incoming>) {
-        METRICS.conversations.inc();
         let mut next = Some(first);
         while let Some(request) = next {
             let after = (self.answer)(request, further);
             next = self.next_or_leave(address, further, after);
         }
-        METRICS.conversations.dec();
     }
 
     fn next_or_leave(

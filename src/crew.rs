@@ -12,6 +12,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 /// The stack of a thread that serves a client. The deepest it goes is formatting a log line.
 const STACK: usize = 128 * 1024;
 
+/// What ends the program with an error.
+pub type Failure = Box<dyn std::error::Error>;
+
 /// The end of the service as every thread sees it: a channel on which nothing is ever sent.
 #[derive(Clone)]
 pub struct Shutdown(pub Receiver<Infallible>);

@@ -1,33 +1,23 @@
 //! The service asks itself how it is: `btc-ticker --check-health`, for a container without `curl`.
 
 use std::net::SocketAddr;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use ureq::Agent;
 
+use crate::crew::Failure;
 use crate::listener::reachable;
 
-/// Asks the service at `address`; prints its answer. Success only where that is "ok".
-pub fn check(address: SocketAddr) -> ExitCode {
+/// Asks the service at `address` and prints its answer. An error where that is not "ok".
+pub fn check(address: SocketAddr) -> Result<(), Failure> {
     let config = Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(3)))
         .http_status_as_error(false)
         .proxy(None);
     let agent: Agent = config.build().into();
     let url = format!("http://{}/healthz", reachable(address));
-    let answer = agent.get(&url).call().and_then(|mut response| {
-        let text = response.body_mut().read_to_string()?;
-        Ok((response.status().is_success(), text))
-    });
-    match answer {
-        Ok((is_well, text)) => {
-            println!("{text}");
-            if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("no answer from {url}: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let no_answer = |error| format!("no answer from {url}: {error}");
+    let mut response = agent.get(&url).call().map_err(no_answer)?;
+    println!("{}", response.body_mut().read_to_string().map_err(no_answer)?);
+    if response.status().is_success() { Ok(()) } else { Err("it is not well".into()) }
 }

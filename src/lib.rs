@@ -6,7 +6,7 @@
 //! - [`feed`]: hands it to those who wait; [`history`] keeps it for the others; [`janitor`] expires it
 //! - [`stream`]: one client's thread, which writes what was missed and then what comes
 //! - [`routes`], [`reply`], [`pages`], [`cursor`], [`event`]: what is asked, and the forms of answers
-//! - [`listener`], [`server`], [`conversation`], [`room`]: what keeps the HTTP library alive under real traffic
+//! - [`listener`], [`server`], [`conversation`]: what keeps the HTTP library alive under real traffic
 //! - [`crew`], [`limits`], [`metrics`], [`config`], [`health`], [`demo`]: what all of them stand on
 //!
 //! ```
@@ -37,7 +37,6 @@ pub mod metrics;
 pub mod pages;
 pub mod poller;
 pub mod reply;
-pub mod room;
 pub mod routes;
 pub mod server;
 pub mod source;

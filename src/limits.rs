@@ -8,12 +8,13 @@
 use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
 
 /// Descriptors that no client may have: standard streams, listener, source, name look-ups, log.
 const OWN_DESCRIPTORS: u64 = 32;
 /// Mappings for the program itself, its own threads, and those that restarts of the accept loop add.
 const OWN_MAPPINGS: u64 = 2_048;
-const MAPPINGS_PER_THREAD: u64 = 4;
+const MAPPINGS_PER_THREAD: u64 = 2;
 /// Threads for the same, where threads are what is counted.
 const OWN_THREADS: u64 = 64;
 
@@ -74,6 +75,15 @@ pub fn widen_futex_table() {
 #[cfg(not(target_os = "linux"))]
 pub fn widen_futex_table() {}
 
+/// Makes writing to a pipe that nobody reads an error rather than the end, as std's own start does.
+/// Called first by `main`: the threads inherit it.
+pub fn survive_broken_pipes() {
+    let mut pipe = SigSet::empty();
+    pipe.add(Signal::SIGPIPE);
+    // It fails only for an unknown argument.
+    let _ = pipe.thread_block();
+}
+
 /// Two thirds of the descriptors are for clients that have settled (one each), the rest for those
 /// that arrive or are turned away (two each).
 fn clients_within(descriptors: u64) -> usize {
@@ -109,13 +119,6 @@ fn thread_limits() -> Vec<(u64, String)> {
 #[cfg(not(target_os = "linux"))]
 fn thread_limits() -> Vec<(u64, String)> {
     Vec::new()
-}
-
-/// How many threads this process has; 0 where the system does not tell.
-pub fn threads_now() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
-    threads.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
 }
 
 /// How many descriptors this process has; 0 where the system does not tell.

@@ -1,14 +1,15 @@
 //! btc-ticker from start to end: read what is wanted, start the threads, wait for the signal, and
 //! see everybody out.
 
+#![no_main]
+
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use btc_ticker::config::Config;
 use btc_ticker::conversation::Conversations;
-use btc_ticker::crew::{Crew, Shutdown};
+use btc_ticker::crew::{Crew, Failure, Shutdown};
 use btc_ticker::feed::Feed;
 use btc_ticker::history::History;
 use btc_ticker::limits::Limits;
@@ -25,19 +26,21 @@ const MOST_UPDATES: usize = 100_000;
 /// for the source.
 const FAREWELL: Duration = Duration::from_millis(1500);
 
-type Failure = Box<dyn std::error::Error>;
-
-fn main() -> ExitCode {
+/// Called by the system itself rather than by std, which would give every thread a signal stack,
+/// if only to name the thread that overflows its stack: two memory mappings more, and without them
+/// the process aborts where it should be told that there is no thread to be had.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub extern "C" fn main() -> i32 {
+    limits::survive_broken_pipes();
     let config = Config::read();
     start_log();
-    if config.check_health {
-        return health::check(config.listen);
-    }
-    match run(&config) {
-        Ok(()) => ExitCode::SUCCESS,
+    let result = if config.check_health { health::check(config.listen) } else { run(&config) };
+    match result {
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("btc-ticker: {error}");
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -36,7 +36,6 @@ metrics! {
     clients_let_go: Labelled "clients_let_go_total" "counter" "Streams ended, by reason.";
     clients_fell_behind: Number "clients_fell_behind_total" "counter" "Times that a client was too slow and lost its channel.";
     clients_recovered: Number "clients_recovered_total" "counter" "Times that such a client got what it had missed.";
-    conversations: Number "conversations" "gauge" "Connections that are being answered, streams among them.";
     requests: Labelled "http_requests_total" "counter" "Requests answered, by path and status.";
     requests_abandoned: Number "requests_abandoned_total" "counter" "Requests with an absurd body, each of which keeps two descriptors and a thread.";
     accept_restarts: Labelled "accept_restarts_total" "counter" "Accept loops that were replaced, by reason.";

@@ -20,10 +20,9 @@ use tiny_http::{Request, Server};
 
 use crate::conversation::Conversations;
 use crate::crew::Crew;
-use crate::limits::Limits;
+use crate::limits::{Limits, descriptors_now};
 use crate::listener::{SILENCE, reachable};
 use crate::metrics::METRICS;
-use crate::room::Room;
 
 /// The inherited limit makes `accept` fail too, when nobody has come for so long; so somebody comes.
 const KNOCK_EVERY: Duration = Duration::from_secs(1);
@@ -42,7 +41,8 @@ const RETIREMENT: Duration = Duration::from_secs(3600);
 pub struct Warden {
     listener: TcpListener,
     conversations: Conversations,
-    room: Arc<Room>,
+    /// How many descriptors the process may have.
+    descriptors: u64,
     crew: Crew,
     /// Asks for a knock; open as long as the warden and its generations are.
     knocks: (Sender<()>, Receiver<()>),
@@ -68,12 +68,11 @@ impl Warden {
         limits: Limits,
         crew: Crew,
     ) -> Warden {
-        let room = Arc::new(Room::new(limits));
         let knocks = bounded(KNOCKS_DUE);
         Warden {
             listener,
             conversations,
-            room,
+            descriptors: limits.descriptors,
             crew,
             knocks,
             former: Vec::new(),
@@ -138,8 +137,6 @@ impl Warden {
         let generation = Generation {
             server: server.clone(),
             conversations: self.conversations.clone(),
-            crew: self.crew.clone(),
-            room: self.room.clone(),
             knocks: self.knocks.0.clone(),
         };
         self.crew.spawn("server", move || generation.run(end))?;
@@ -179,7 +176,7 @@ impl Warden {
         self.former.retain(|(_, heard)| heard.elapsed() < RETIREMENT);
     }
 
-    /// Waits until another generation can be afforded, where the last one ended by a fault.
+    /// Waits until another generation would find descriptors, where the last one ended by a fault.
     fn pause_after(&mut self, error: Option<io::Error>) {
         let shutdown = &self.crew.shutdown;
         if shutdown.has_come() {
@@ -199,9 +196,11 @@ impl Warden {
             log::warn!("the accept loop ended ({error}); starting another");
             self.last_warning = Some(Instant::now());
         }
-        if !shutdown.wait_until(Instant::now() + PAUSE) {
-            self.room.wait_for_generation(shutdown);
-        }
+        // One that finds no descriptors fails at once, and the library may forget to end its threads.
+        let few = self.descriptors / 16;
+        while !shutdown.wait_until(Instant::now() + PAUSE)
+            && descriptors_now() + few > self.descriptors
+        {}
     }
 }
 
@@ -209,8 +208,6 @@ impl Warden {
 struct Generation {
     server: Arc<Server>,
     conversations: Conversations,
-    room: Arc<Room>,
-    crew: Crew,
     knocks: Sender<()>,
 }
 
@@ -231,7 +228,6 @@ impl Generation {
     }
 
     fn take(&self, request: Request) {
-        self.room.wait_for_thread(&self.crew.shutdown);
         if self.conversations.bring(request) {
             // It has taken a thread of the library's, for which another may be waiting.
             let _ = self.knocks.try_send(());
