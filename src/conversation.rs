@@ -66,7 +66,7 @@ impl Conversations {
         let Some(&address) = request.remote_addr() else {
             return false; // Only a Unix socket has none.
         };
-        let request = Incoming(Some(request));
+        let request = Incoming(Some(Box::new(request)));
         let mut register = self.register.lock();
         match register.get_mut(&address) {
             // Beyond the bound requests are lost, for which their thread will end the conversation.
@@ -144,7 +144,7 @@ impl Conversations {
 /// `tiny_http` answers a request that is dropped, and reads what is left of its body into memory
 /// that it allocates for all of it at once: an announced body of exabytes would abort the process.
 /// Such a request can only be forgotten, at the price of its connection's two descriptors and thread.
-pub struct Incoming(Option<Request>);
+pub struct Incoming(Option<Box<Request>>);
 
 impl Incoming {
     pub fn has_body(&self) -> bool {

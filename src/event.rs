@@ -28,6 +28,8 @@ pub enum Kind {
     Fresh,
     /// Something that the client asked for is gone.
     Gap,
+    /// Nothing: a comment, which clients pass over.
+    Heartbeat,
 }
 
 impl Event {
@@ -65,6 +67,11 @@ impl Event {
             oldest: Option<u64>,
         }
         Event::named(Kind::Gap, "gap", &Gap { since, oldest })
+    }
+
+    /// Tells nothing, but keeps the stream open.
+    pub fn heartbeat() -> Event {
+        Event { kind: Kind::Heartbeat, wire: ":\n\n".into() }
     }
 
     fn named(kind: Kind, name: &str, data: &impl Serialize) -> Event {

@@ -34,6 +34,8 @@ struct Door {
     /// The status that newcomers have to be told: an event while prices are stale.
     stale: Option<Arc<Event>>,
     last_published: Option<Instant>,
+    /// When anything was last sent to all.
+    last_sent: Instant,
     /// Set when the service ends: nobody may subscribe any more.
     closed: bool,
 }
@@ -71,6 +73,7 @@ impl Feed {
             next_number: 0,
             stale: None,
             last_published: None,
+            last_sent: Instant::now(),
             closed: false,
         };
         Arc::new(Feed { roster: Mutex::default(), door: Mutex::new(door) })
@@ -84,7 +87,8 @@ impl Feed {
         let Some(event) = door.history.push(stamp, price) else {
             return false;
         };
-        door.last_published = Some(Instant::now());
+        door.last_sent = Instant::now();
+        door.last_published = Some(door.last_sent);
         let recovered = door.stale.take().map(|_| Arc::new(Event::fresh()));
         roster.append(&mut door.newcomers);
         drop(door);
@@ -100,16 +104,33 @@ impl Feed {
         let mut door = self.door.lock();
         let event = Arc::new(Event::stale(door.history.newest(), reason));
         door.stale = Some(event.clone());
+        door.last_sent = Instant::now();
         roster.append(&mut door.newcomers);
         drop(door);
         deliver(&mut roster, &event);
+    }
+
+    /// Sends a heartbeat to every subscriber if nothing was sent for so long; returns when to look
+    /// again. Called by the heart.
+    pub fn beat(&self, heartbeat: Duration) -> Instant {
+        let mut roster = self.roster.lock();
+        let mut door = self.door.lock();
+        if door.last_sent.elapsed() < heartbeat {
+            return door.last_sent + heartbeat;
+        }
+        door.last_sent = Instant::now();
+        roster.append(&mut door.newcomers);
+        let next = door.last_sent + heartbeat;
+        drop(door);
+        deliver(&mut roster, &Arc::new(Event::heartbeat()));
+        next
     }
 
     /// Takes the backlog after `from` and registers a channel for what follows, both under one lock:
     /// an update is in one of the two and never in both. `None` when the feed has closed.
     /// Called by a client's thread, again whenever its channel has ended.
     pub fn subscribe(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
-        let (channel, live) = bounded(CHANNEL_CAPACITY);
+        let (channel, live) = channel();
         let mut door = self.door.lock();
         if door.closed {
             return None;
@@ -149,6 +170,13 @@ impl Feed {
             stale: door.stale.is_some(),
         }
     }
+}
+
+/// The channel of one subscriber. Not inlined: what is made on the stack on the way to the heap would
+/// stay in the frame of `subscribe`, and be a page more in each client's memory.
+#[inline(never)]
+fn channel() -> (Sender<Arc<Event>>, Receiver<Arc<Event>>) {
+    bounded(CHANNEL_CAPACITY)
 }
 
 /// Hands an event to every channel; one that is full is dropped, which its subscriber will notice.

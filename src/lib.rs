@@ -3,7 +3,7 @@
 //! The machine, in the order in which a price passes through it:
 //!
 //! - [`source`] and [`poller`]: a thread fetches the price at every tick ([`trouble`] when it cannot)
-//! - [`feed`]: hands it to those who wait; [`history`] keeps it for the others; [`janitor`] expires it
+//! - [`feed`]: hands it to those who wait; [`history`] keeps it for the others; [`janitor`] expires it; [`heart`] beats
 //! - [`stream`]: one client's thread, which writes what was missed and then what comes
 //! - [`routes`], [`reply`], [`pages`], [`cursor`], [`event`]: what is asked, and the forms of answers
 //! - [`listener`], [`server`], [`conversation`]: what keeps the HTTP library alive under real traffic
@@ -29,6 +29,7 @@ pub mod demo;
 pub mod event;
 pub mod feed;
 pub mod health;
+pub mod heart;
 pub mod history;
 pub mod janitor;
 pub mod limits;

@@ -18,7 +18,7 @@ use btc_ticker::metrics::METRICS;
 use btc_ticker::poller::{Poller, unix_millis};
 use btc_ticker::routes::Service;
 use btc_ticker::server::Warden;
-use btc_ticker::{demo, health, janitor, limits};
+use btc_ticker::{demo, health, heart, janitor, limits};
 
 /// Updates that are kept at most, whatever interval and retention say: some 30 MB.
 const MOST_UPDATES: usize = 100_000;
@@ -74,8 +74,10 @@ fn run(config: &Config) -> Result<(), Failure> {
     let conversations = Conversations::new(crew.clone(), answer);
     let warden = Warden::new(listener, conversations, limits, crew.clone());
     let (kept, end) = (feed.clone(), crew.shutdown.clone());
+    let (alive, stop, heartbeat) = (feed.clone(), crew.shutdown.clone(), config.heartbeat);
     crew.spawn_vital("poller", move || poller.run())?;
     crew.spawn_vital("janitor", move || janitor::run(&kept, &end))?;
+    crew.spawn_vital("heart", move || heart::run(&alive, heartbeat, &stop))?;
     crew.spawn_vital("warden", move || warden.run())?;
     drop(crew);
     writeln!(io::stdout(), "listening on http://{address}")?;

@@ -53,7 +53,7 @@ impl Page {
             false => Reply::new(self.content_type, self.body.clone().into_bytes()),
         };
         reply
-            .header("ETag", self.etag.clone())
+            .header("ETag", &self.etag)
             .header("Cache-Control", CACHE)
             .header("Content-Security-Policy", POLICY)
             .header("Referrer-Policy", "no-referrer")

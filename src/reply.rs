@@ -1,6 +1,5 @@
 //! Replies: a status, headers and usually a body, written by the thread of the conversation.
 
-use std::borrow::Cow;
 use std::io::{self, Write};
 
 use jiff::Timestamp;
@@ -11,21 +10,26 @@ use tiny_http::StatusCode;
 use crate::event::to_json;
 
 /// The response to one request.
+#[derive(Clone)]
 pub struct Reply {
     pub status: u16,
-    headers: Vec<(&'static str, Cow<'static, str>)>,
+    /// Lines of the head, each with its end.
+    headers: String,
     body: Option<Vec<u8>>,
 }
 
 impl Reply {
     /// A reply with a body of known length.
-    pub fn new(content_type: &'static str, body: Vec<u8>) -> Reply {
-        Reply { body: Some(body), ..Reply::bare(200).header("Content-Type", content_type) }
+    pub fn new(content_type: &str, body: Vec<u8>) -> Reply {
+        let length = body.len().to_string();
+        let reply = Reply::bare(200).header("Content-Type", content_type);
+        Reply { body: Some(body), ..reply.header("Content-Length", &length) }
     }
 
     /// A reply without a body, or with one that ends when the connection does.
     pub fn bare(status: u16) -> Reply {
-        Reply { status, headers: vec![("X-Content-Type-Options", "nosniff".into())], body: None }
+        let reply = Reply { status, headers: String::new(), body: None };
+        reply.header("X-Content-Type-Options", "nosniff")
     }
 
     /// JSON that any page may read and that nobody may keep: it is about this moment.
@@ -49,32 +53,25 @@ impl Reply {
         self
     }
 
-    pub fn header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Reply {
-        self.headers.push((name, value.into()));
+    pub fn header(mut self, name: &str, value: &str) -> Reply {
+        self.headers.extend([name, ": ", value, "\r\n"]);
         self
     }
 
-    /// Everything before the body.
-    pub fn head(&self) -> String {
+    /// Writes everything before the body.
+    pub fn write_head(&self, out: &mut dyn Write) -> io::Result<()> {
         let phrase = StatusCode(self.status).default_reason_phrase();
         let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now());
-        let mut head = format!("HTTP/1.1 {} {phrase}\r\n", self.status);
-        let mut line = |name: &str, value: &str| head.extend([name, ": ", value, "\r\n"]);
-        line("Date", &date.unwrap_or_default());
-        for (name, value) in &self.headers {
-            line(name, value);
-        }
-        if let Some(body) = &self.body {
-            line("Content-Length", &body.len().to_string());
-        }
-        head + "\r\n"
+        let (status, date, headers) = (self.status, date.unwrap_or_default(), &self.headers);
+        write!(out, "HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\n{headers}\r\n")
     }
 
     /// Writes it in one piece. `HEAD` wants everything but the body.
-    pub fn write(self, out: &mut dyn Write, head_only: bool) -> io::Result<()> {
-        let mut bytes = self.head().into_bytes();
+    pub fn write(&self, out: &mut dyn Write, head_only: bool) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        self.write_head(&mut bytes)?;
         if !head_only {
-            bytes.extend(self.body.unwrap_or_default());
+            bytes.extend(self.body.iter().flatten());
         }
         out.write_all(&bytes)?;
         out.flush()

@@ -1,7 +1,6 @@
 //! What each path answers. Runs on the threads of the conversations, which share all of it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use serde::Serialize;
@@ -30,8 +29,16 @@ pub struct Service {
     source: &'static str,
     /// Whether its prices are.
     made_up: bool,
-    heartbeat: Duration,
+    /// The response head of every stream.
+    stream_head: Reply,
     max_clients: usize,
+}
+
+/// What becomes of a request.
+enum Verdict {
+    Reply(Reply),
+    /// A stream from there on, for one who has been admitted.
+    Stream(Cursor, Admission),
 }
 
 impl Service {
@@ -42,13 +49,22 @@ impl Service {
             pages: pages::load(source.name, made_up, poller::pace(source, config.interval)),
             source: source.name,
             made_up,
-            heartbeat: config.heartbeat,
+            stream_head: stream::head(made_up),
             max_clients: limits.clients,
         }
     }
 
     /// Answers one request; a stream, until it ends. `further` has the requests behind it.
     pub fn answer(&self, incoming: Incoming, further: &Receiver<Incoming>) -> After {
+        match self.judge(&incoming) {
+            Verdict::Reply(reply) => send(incoming, reply),
+            Verdict::Stream(from, admission) => self.stream(incoming, from, further, admission),
+        }
+    }
+
+    /// Not inlined, so that its frame is not a part of every client's stack.
+    #[inline(never)]
+    fn judge(&self, incoming: &Incoming) -> Verdict {
         let (path, query) = split(incoming.url());
         let page = self.pages.iter().find(|page| page.path == path);
         let route = ROUTES.into_iter().find(|route| *route == path);
@@ -60,21 +76,24 @@ impl Service {
             _ if !is_read => {
                 Reply::error(405, "there is only GET and HEAD").header("Allow", "GET, HEAD")
             }
-            (_, Some(page)) => page.reply(header(&incoming, "If-None-Match")),
+            (_, Some(page)) => page.reply(header(incoming, "If-None-Match")),
             ("/price", _) => self.price(),
             ("/healthz", _) => self.health(),
             ("/metrics", _) => self.metrics(),
-            _ => match cursor_of(&incoming, query) {
+            _ => match cursor_of(incoming, query) {
                 Err(message) => Reply::error(400, &message),
-                Ok(_) if *incoming.method() == Method::Head => stream::head(self.made_up),
+                Ok(_) if *incoming.method() == Method::Head => self.stream_head.clone(),
                 Ok(from) => match Admission::ask(self.max_clients) {
-                    Some(admission) => return self.stream(incoming, from, further, admission),
+                    Some(admission) => {
+                        count(route, 200);
+                        return Verdict::Stream(from, admission);
+                    }
                     None => unavailable("the service is full; come back later"),
                 },
             },
         };
         count(route, reply.status);
-        send(incoming, reply)
+        Verdict::Reply(reply)
     }
 
     fn stream(
@@ -84,9 +103,8 @@ impl Service {
         further: &Receiver<Incoming>,
         admission: Admission,
     ) -> After {
-        count("/stream", 200);
-        let mut stream = Stream::new(incoming.into_writer(), from, self.heartbeat, further);
-        let end = stream.run(&self.feed, self.made_up);
+        let mut stream = Stream::new(incoming.into_writer(), from, further);
+        let end = stream.run(&self.feed, &self.stream_head, self.made_up);
         METRICS.clients_let_go.inc(format!("reason=\"{}\"", format!("{end:?}").to_lowercase()));
         // Its place is free now; what is left of the stream may wait once more for a stuck client.
         drop(admission);

@@ -4,7 +4,6 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
 
@@ -17,9 +16,6 @@ use crate::reply::Reply;
 
 /// Clients come back after 2 to 5 s, each after another time, or a restart would bring all at once.
 const RETRY_MS: std::ops::Range<u64> = 2_000..5_000;
-
-/// A comment, which clients pass over.
-const HEARTBEAT: &[u8] = b":\n\n";
 
 /// Why a stream ended; in small letters, as the metrics name it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -72,8 +68,6 @@ pub struct Stream<'a> {
     out: Box<dyn Write + Send>,
     /// Requests behind this one on the same connection.
     further: &'a Receiver<Incoming>,
-    /// A comment is sent when nothing else was for so long.
-    heartbeat: Duration,
     /// The last update that was written, or what the client asked for.
     position: Cursor,
     /// Whether the last status that was written said that prices have stopped coming.
@@ -86,20 +80,19 @@ impl<'a> Stream<'a> {
     pub fn new(
         out: Box<dyn Write + Send>,
         from: Cursor,
-        heartbeat: Duration,
         further: &'a Receiver<Incoming>,
     ) -> Stream<'a> {
-        Stream { out, further, heartbeat, position: from, told_stale: false, successor: None }
+        Stream { out, further, position: from, told_stale: false, successor: None }
     }
 
     /// Streams until one side ends it. A client that fell behind subscribes again, from the last
     /// update that was written to it, just as if it had gone and come back.
-    pub fn run(&mut self, feed: &Arc<Feed>, made_up: bool) -> End {
-        self.stream(feed, made_up).unwrap_or_else(End::from)
+    pub fn run(&mut self, feed: &Arc<Feed>, head: &Reply, made_up: bool) -> End {
+        self.stream(feed, head, made_up).unwrap_or_else(End::from)
     }
 
-    fn stream(&mut self, feed: &Arc<Feed>, made_up: bool) -> io::Result<End> {
-        self.open(made_up)?;
+    fn stream(&mut self, feed: &Arc<Feed>, head: &Reply, made_up: bool) -> io::Result<End> {
+        self.open(head, made_up)?;
         let mut fell_behind = 0;
         while let Some(subscription) = feed.subscribe(self.position) {
             METRICS.clients_fell_behind.add(fell_behind);
@@ -113,15 +106,18 @@ impl<'a> Stream<'a> {
         Ok(End::Shutdown)
     }
 
-    fn open(&mut self, made_up: bool) -> io::Result<()> {
+    #[inline(never)]
+    fn open(&mut self, head: &Reply, made_up: bool) -> io::Result<()> {
         let retry = RETRY_MS.start + random() % (RETRY_MS.end - RETRY_MS.start);
-        write!(self.out, "{}retry: {retry}\n\n", head(made_up).head())?;
+        head.write_head(&mut self.out)?;
+        write!(self.out, "retry: {retry}\n\n")?;
         if made_up {
             write!(self.out, ": prices are made up (source: demo)\n\n")?;
         }
         Ok(())
     }
 
+    #[inline(never)]
     fn catch_up(&mut self, subscription: &Subscription) -> io::Result<()> {
         let fresh = Event::fresh();
         let news = match &subscription.stale {
@@ -140,7 +136,6 @@ impl<'a> Stream<'a> {
 
     /// Writes events as they come. `None` when the channel has ended: subscribe again.
     fn follow(&mut self, live: &Receiver<Arc<Event>>) -> io::Result<Option<End>> {
-        let mut quiet_since = Instant::now();
         loop {
             // A receive from one channel would spin and yield before it parks; a select parks.
             select! {
@@ -152,17 +147,13 @@ impl<'a> Stream<'a> {
                     // If the connection is dead, and only then, this is from another one, whose
                     // port was ours: a proxy takes few addresses and many ports.
                     self.successor = request.ok();
-                    self.out.write_all(HEARTBEAT)?;
+                    self.write(&Event::heartbeat())?;
                     self.out.flush()?;
                     self.successor = None;
                     return Ok(Some(End::Interrupted));
                 }
-                default(self.heartbeat.saturating_sub(quiet_since.elapsed())) => {
-                    self.out.write_all(HEARTBEAT)?;
-                }
             }
             self.out.flush()?;
-            quiet_since = Instant::now();
         }
     }
 
@@ -179,7 +170,7 @@ impl<'a> Stream<'a> {
             }
             Kind::Stale => self.told_stale = true,
             Kind::Fresh => self.told_stale = false,
-            Kind::Gap => {}
+            Kind::Gap | Kind::Heartbeat => {}
         }
         Ok(())
     }
