@@ -33,15 +33,14 @@ pub enum After {
 }
 
 /// Answers one request. The channel brings what the connection asks meanwhile.
-pub type Answer = dyn Fn(Incoming, &Receiver<Incoming>) -> After + Send + Sync;
+type Answer = dyn Fn(Incoming, &Receiver<Incoming>) -> After + Send + Sync;
 
-/// Where the server brings its requests. Cloned into each of its threads.
-#[derive(Clone)]
+/// Where the server brings its requests.
 pub struct Conversations {
     /// What is known of each connection. Held for a look-up and a send that never waits; a channel
     /// ends when its thread, under this lock, finds it empty and leaves.
-    register: Arc<Mutex<HashMap<SocketAddr, Connection>>>,
-    answer: Arc<Answer>,
+    register: Mutex<HashMap<SocketAddr, Connection>>,
+    answer: Box<Answer>,
     crew: Crew,
 }
 
@@ -56,13 +55,17 @@ enum Connection {
 }
 
 impl Conversations {
-    pub fn new(crew: Crew, answer: Arc<Answer>) -> Conversations {
-        Conversations { register: Arc::default(), answer, crew }
+    pub fn new(
+        crew: Crew,
+        answer: impl Fn(Incoming, &Receiver<Incoming>) -> After + Send + Sync + 'static,
+    ) -> Arc<Conversations> {
+        let answer = Box::new(answer);
+        Arc::new(Conversations { register: Mutex::default(), answer, crew })
     }
 
     /// Takes a request to its connection's thread, starting one where there is none, and tells
     /// whether this is the first request of its connection. Never waits for a client.
-    pub fn bring(&self, request: Request) -> bool {
+    pub fn bring(self: &Arc<Self>, request: Request) -> bool {
         let Some(&address) = request.remote_addr() else {
             return false; // Only a Unix socket has none.
         };

@@ -4,12 +4,11 @@
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::conversation::{After, Answer, Conversations};
+use crate::conversation::{After, Conversations};
 use crate::crew::Crew;
 use crate::limits::Limits;
 use crate::listener::listen;
@@ -27,14 +26,13 @@ pub fn start(crew: &Crew, limits: Limits) -> io::Result<String> {
     let url = format!("http://{}/", listener.local_addr()?);
     // The walk; held for one step of it.
     let price = Mutex::new(FIRST_PRICE);
-    let answer: Arc<Answer> = Arc::new(move |request, _| {
+    let conversations = Conversations::new(crew.clone(), move |request, _| {
         let price = step(&mut price.lock());
         let reply = Reply::json(&json!({"Data": {"BTC-USD": {"VALUE": price}}, "Err": {}}));
         // Whoever asks is the poller, which will notice.
         let _ = reply.write(&mut request.into_writer(), false);
         After::KeepOpen
     });
-    let conversations = Conversations::new(crew.clone(), answer);
     let warden = Warden::new(listener, conversations, limits, crew.clone());
     crew.spawn("demo", move || warden.run())?;
     Ok(url)

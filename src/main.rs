@@ -4,7 +4,6 @@
 #![no_main]
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use btc_ticker::config::Config;
@@ -68,10 +67,10 @@ fn run(config: &Config) -> Result<(), Failure> {
 
     let history = History::new(unix_millis(), config.retention, MOST_UPDATES);
     let feed = Feed::new(history.dated(source.timestamp_at.is_some()));
-    let service = Arc::new(Service::new(config, &source, feed.clone(), limits));
+    let service = Service::new(config, &source, feed.clone(), limits);
     let poller = Poller::new(source, config, feed.clone(), crew.shutdown.clone());
-    let answer = Arc::new(move |request, further: &_| service.answer(request, further));
-    let conversations = Conversations::new(crew.clone(), answer);
+    let conversations =
+        Conversations::new(crew.clone(), move |request, further| service.answer(request, further));
     let warden = Warden::new(listener, conversations, limits, crew.clone());
     let (kept, end) = (feed.clone(), crew.shutdown.clone());
     let (alive, stop, heartbeat) = (feed.clone(), crew.shutdown.clone(), config.heartbeat);

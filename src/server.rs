@@ -8,8 +8,8 @@
 //! Threads: `warden` (starts generations and watches them) and one `server` for each generation
 //! (takes its requests to their conversations). Shared: only the listener.
 
-use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -26,10 +26,8 @@ use crate::metrics::METRICS;
 
 /// The inherited limit makes `accept` fail too, when nobody has come for so long; so somebody comes.
 const KNOCK_EVERY: Duration = Duration::from_secs(1);
-/// How long a knock may take where nobody accepts.
-const KNOCK_PATIENCE: Duration = Duration::from_millis(100);
-/// Knocks that may be due: as many as connections that may begin while one is made.
-const KNOCKS_DUE: usize = 1024;
+/// How long to wait for the end of a knock. It may be waiting for a thread itself.
+const KNOCK_PATIENCE: Duration = Duration::from_millis(20);
 /// After an error of `accept`, which often means that something is used up.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Where one fault follows another, the log has one line for all of them in this time.
@@ -40,7 +38,7 @@ const RETIREMENT: Duration = Duration::from_secs(3600);
 /// Keeps the listener served until shutdown.
 pub struct Warden {
     listener: TcpListener,
-    conversations: Conversations,
+    conversations: Arc<Conversations>,
     /// How many descriptors the process may have.
     descriptors: u64,
     crew: Crew,
@@ -64,11 +62,12 @@ struct Current {
 impl Warden {
     pub fn new(
         listener: TcpListener,
-        conversations: Conversations,
+        conversations: Arc<Conversations>,
         limits: Limits,
         crew: Crew,
     ) -> Warden {
-        let knocks = bounded(KNOCKS_DUE);
+        // One is enough for all connections that begin before it is made.
+        let knocks = bounded(1);
         Warden {
             listener,
             conversations,
@@ -88,9 +87,9 @@ impl Warden {
                 select! {
                     recv(current.ended) -> error => break error.ok(),
                     recv(self.crew.shutdown.0) -> _ => break None,
-                    recv(self.knocks.1) -> _ => self.knock(),
+                    recv(self.knocks.1) -> _ => drop(self.knock()),
                     recv(ticks) -> _ => {
-                        self.knock();
+                        drop(self.knock());
                         self.hear_former();
                         self.conversations.forget_silent();
                         if !self.is_open(current.descriptor) {
@@ -146,10 +145,17 @@ impl Warden {
     /// A connection from ourselves that ends at once. It keeps `accept` from its time limit, and it
     /// makes a thread of the library look whether a connection is waiting for one: the library may
     /// have queued it behind a thread that was idle but is busy with another connection by now.
-    fn knock(&self) {
-        if let Ok(address) = self.listener.local_addr() {
-            let _ = TcpStream::connect_timeout(&reachable(address), KNOCK_PATIENCE);
+    /// If so, and it has a request, that will make another knock due, until nobody is waiting.
+    fn knock(&self) -> io::Result<()> {
+        let address = reachable(self.listener.local_addr()?);
+        let mut knock = TcpStream::connect_timeout(&address, KNOCK_PATIENCE)?;
+        knock.set_read_timeout(Some(KNOCK_PATIENCE))?;
+        knock.shutdown(Shutdown::Write)?;
+        // It ends when that thread is about to look.
+        if knock.read(&mut [0]).is_err() {
+            let _ = self.knocks.0.try_send(());
         }
+        Ok(())
     }
 
     /// Whether an accept loop, which may have panicked without a word, still holds its listener.
@@ -207,7 +213,7 @@ impl Warden {
 /// What the thread `server` works with: one for each generation.
 struct Generation {
     server: Arc<Server>,
-    conversations: Conversations,
+    conversations: Arc<Conversations>,
     knocks: Sender<()>,
 }
 
