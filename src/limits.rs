@@ -72,8 +72,19 @@ pub fn widen_futex_table() {
     unsafe { nix::libc::prctl(PR_FUTEX_HASH, SET_SLOTS, SLOTS, 0u64, 0u64) };
 }
 
+/// Lets a thread that wakes wait for its turn, rather than interrupt the one that woke it: an update
+/// wakes thousands, and each would otherwise run at once and give way again. Inherited by all threads.
+#[cfg(target_os = "linux")]
+pub fn wake_in_batches() {
+    // Where it is refused everything works, only slower.
+    let _ = scheduler::set_self_policy(scheduler::Policy::Batch, 0);
+}
+
 #[cfg(not(target_os = "linux"))]
 pub fn widen_futex_table() {}
+
+#[cfg(not(target_os = "linux"))]
+pub fn wake_in_batches() {}
 
 /// Makes writing to a pipe that nobody reads an error rather than the end, as std's own start does.
 /// Called first by `main`: the threads inherit it.

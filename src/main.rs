@@ -32,6 +32,7 @@ const FAREWELL: Duration = Duration::from_millis(1500);
 #[unsafe(no_mangle)]
 pub extern "C" fn main() -> i32 {
     limits::survive_broken_pipes();
+    limits::wake_in_batches();
     let config = Config::read();
     start_log();
     let result = if config.check_health { health::check(config.listen) } else { run(&config) };
