@@ -1,9 +1,9 @@
 //! What this machine allows: descriptors, threads, and from both the number of clients.
-//! Read once at the start by `main`; the number of threads also by the server, before it adds some.
+//! Read and set once, at the start, by `main`.
 //!
-//! A std thread costs four memory mappings, and a process that runs out of them aborts: no handler
-//! catches it. A connection costs one descriptor for each thread that works on it, so a descriptor
-//! limit below the thread limit makes `accept` fail, which is survived, long before that.
+//! A connection costs one descriptor for each thread that works on it. So descriptors are limited
+//! to the threads that can be had, and where all are in use it is `accept` that fails, rather than
+//! the start of a thread for a client who has been accepted.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Descriptors that no client may have: standard streams, listener, source, name look-ups, log.
-const OWN_DESCRIPTORS: u64 = 32;
+pub const OWN_DESCRIPTORS: u64 = 32;
 /// Mappings for the program itself, its own threads, and those that restarts of the accept loop add.
 const OWN_MAPPINGS: u64 = 2_048;
 const MAPPINGS_PER_THREAD: u64 = 2;

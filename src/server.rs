@@ -15,17 +15,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select, tick};
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, tick};
 use tiny_http::{Request, Server};
 
 use crate::conversation::Conversations;
 use crate::crew::Crew;
-use crate::limits::{Limits, descriptors_now};
+use crate::limits::{Limits, OWN_DESCRIPTORS, descriptors_now};
 use crate::listener::{SILENCE, reachable};
 use crate::metrics::METRICS;
 
 /// The inherited limit makes `accept` fail too, when nobody has come for so long; so somebody comes.
 const KNOCK_EVERY: Duration = Duration::from_secs(1);
+/// The same while a connection may be waiting for a thread that looks.
+const KNOCK_SOON: Duration = Duration::from_millis(20);
 /// How long to wait for the end of a knock. It may be waiting for a thread itself.
 const KNOCK_PATIENCE: Duration = Duration::from_millis(20);
 /// After an error of `accept`, which often means that something is used up.
@@ -82,16 +84,29 @@ impl Warden {
     /// Runs until shutdown, on the thread `warden`.
     pub fn run(mut self) {
         let ticks = tick(KNOCK_EVERY);
+        let mut restless_until = Instant::now();
         while let Some(current) = self.start_generation() {
             let reason = loop {
+                let soon = match Instant::now() < restless_until {
+                    true => after(KNOCK_SOON),
+                    false => never(),
+                };
                 select! {
                     recv(current.ended) -> error => break error.ok(),
                     recv(self.crew.shutdown.0) -> _ => break None,
-                    recv(self.knocks.1) -> _ => drop(self.knock()),
+                    recv(self.knocks.1) -> _ => {
+                        restless_until = Instant::now() + SILENCE;
+                        drop(self.knock());
+                    }
+                    recv(soon) -> _ => drop(self.knock()),
                     recv(ticks) -> _ => {
                         drop(self.knock());
                         self.hear_former();
                         self.conversations.forget_silent();
+                        // One without a request would wait unseen, but for its descriptors.
+                        if descriptors_now() > METRICS.clients.get() + OWN_DESCRIPTORS {
+                            restless_until = Instant::now() + SILENCE;
+                        }
                         if !self.is_open(current.descriptor) {
                             // An error may be on its way; a panic says nothing.
                             break current.ended.recv_timeout(KNOCK_EVERY / 2).ok();
@@ -113,11 +128,11 @@ impl Warden {
 
     /// Starts an accept loop and the thread that takes its requests, trying again as long as the
     /// system has no room for them. `None` when the service ends.
-    fn start_generation(&self) -> Option<Current> {
+    fn start_generation(&mut self) -> Option<Current> {
         while !self.crew.shutdown.has_come() {
             match self.try_generation() {
                 Ok(current) => return Some(current),
-                Err(error) => log::error!("cannot accept connections: {error}"),
+                Err(error) => self.warn(&format!("cannot accept connections: {error}")),
             }
             self.crew.shutdown.wait_until(Instant::now() + PAUSE);
         }
@@ -184,8 +199,7 @@ impl Warden {
 
     /// Waits until another generation would find descriptors, where the last one ended by a fault.
     fn pause_after(&mut self, error: Option<io::Error>) {
-        let shutdown = &self.crew.shutdown;
-        if shutdown.has_come() {
+        if self.crew.shutdown.has_come() {
             return;
         }
         let reason = match &error {
@@ -197,16 +211,20 @@ impl Warden {
         if reason == "idle" {
             return;
         }
-        if self.last_warning.is_none_or(|at| at.elapsed() > WARN_EVERY) {
-            let error = error.map_or("its thread panicked".to_owned(), |error| error.to_string());
-            log::warn!("the accept loop ended ({error}); starting another");
-            self.last_warning = Some(Instant::now());
-        }
+        let error = error.map_or("its thread panicked".to_owned(), |error| error.to_string());
+        self.warn(&format!("the accept loop ended ({error}); starting another"));
         // One that finds no descriptors fails at once, and the library may forget to end its threads.
         let few = self.descriptors / 16;
-        while !shutdown.wait_until(Instant::now() + PAUSE)
+        while !self.crew.shutdown.wait_until(Instant::now() + PAUSE)
             && descriptors_now() + few > self.descriptors
         {}
+    }
+
+    fn warn(&mut self, message: &str) {
+        if self.last_warning.is_none_or(|at| at.elapsed() > WARN_EVERY) {
+            log::warn!("{message}");
+            self.last_warning = Some(Instant::now());
+        }
     }
 }
 
