@@ -94,13 +94,9 @@ impl Warden {
                 select! {
                     recv(current.ended) -> error => break error.ok(),
                     recv(self.crew.shutdown.0) -> _ => break None,
-                    recv(self.knocks.1) -> _ => {
-                        restless_until = Instant::now() + SILENCE;
-                        drop(self.knock());
-                    }
-                    recv(soon) -> _ => drop(self.knock()),
+                    recv(self.knocks.1) -> _ => restless_until = Instant::now() + SILENCE,
+                    recv(soon) -> _ => {}
                     recv(ticks) -> _ => {
-                        drop(self.knock());
                         self.hear_former();
                         self.conversations.forget_silent();
                         // One without a request would wait unseen, but for its descriptors.
@@ -112,6 +108,10 @@ impl Warden {
                             break current.ended.recv_timeout(KNOCK_EVERY / 2).ok();
                         }
                     }
+                }
+                if self.knock().is_ok() {
+                    // Dropping a server connects to the listener, and waits if nobody accepts.
+                    self.former.retain(|(_, heard)| heard.elapsed() < RETIREMENT);
                 }
             };
             if reason.is_none() {
@@ -140,6 +140,16 @@ impl Warden {
     }
 
     fn try_generation(&self) -> io::Result<Current> {
+        let (end, ended) = bounded(1);
+        let (give, given) = bounded::<Arc<Server>>(1);
+        let (conversations, knocks) = (self.conversations.clone(), self.knocks.0.clone());
+        let generation = Generation { conversations, knocks };
+        // Before there is a server to drop: that connects to the listener, where nobody accepts.
+        self.crew.spawn("server", move || {
+            if let Ok(server) = given.recv() {
+                generation.run(&server, &end);
+            }
+        })?;
         let listener = self.listener.try_clone()?;
         let descriptor = listener.as_raw_fd();
         // Where no thread is to be had `tiny_http` panics rather than tells.
@@ -147,13 +157,7 @@ impl Warden {
             .map_err(|_| io::Error::other("no thread to be had"))?
             .map_err(io::Error::other)?;
         let server = Arc::new(server);
-        let (end, ended) = bounded(1);
-        let generation = Generation {
-            server: server.clone(),
-            conversations: self.conversations.clone(),
-            knocks: self.knocks.0.clone(),
-        };
-        self.crew.spawn("server", move || generation.run(end))?;
+        let _ = give.send(server.clone());
         Ok(Current { server, descriptor, ended })
     }
 
@@ -194,7 +198,6 @@ impl Warden {
                 *heard = Instant::now();
             }
         }
-        self.former.retain(|(_, heard)| heard.elapsed() < RETIREMENT);
     }
 
     /// Waits until another generation would find descriptors, where the last one ended by a fault.
@@ -230,7 +233,6 @@ impl Warden {
 
 /// What the thread `server` works with: one for each generation.
 struct Generation {
-    server: Arc<Server>,
     conversations: Arc<Conversations>,
     knocks: Sender<()>,
 }
@@ -238,15 +240,15 @@ struct Generation {
 impl Generation {
     /// Takes requests to their conversations until the accept loop has ended and its connections
     /// have said what they had to say.
-    fn run(self, end: Sender<io::Error>) {
+    fn run(self, server: &Server, end: &Sender<io::Error>) {
         let error = loop {
-            match self.server.recv() {
+            match server.recv() {
                 Ok(request) => self.take(request),
                 Err(error) => break error,
             }
         };
         let _ = end.send(error);
-        while let Ok(Some(request)) = self.server.recv_timeout(2 * SILENCE) {
+        while let Ok(Some(request)) = server.recv_timeout(2 * SILENCE) {
             self.take(request);
         }
     }
