@@ -86,7 +86,8 @@ impl Conversations {
                 let this = self.clone();
                 let talk = move || this.converse(address, request, &further);
                 if let Err(error) = self.crew.spawn("client", talk) {
-                    log::error!("no thread for a client: {error}");
+                    METRICS.threads_refused.inc();
+                    self.crew.warn(&format!("no thread for a client: {error}"));
                     self.register.lock().remove(&address);
                 }
                 return known.is_none();

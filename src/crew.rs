@@ -4,13 +4,18 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use parking_lot::Mutex;
 
 /// The stack of a thread that serves a client. The deepest it goes is formatting a log line.
 const STACK: usize = 128 * 1024;
+
+/// Where one fault follows another, the log has one line for all of them in this time.
+const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// What ends the program with an error.
 pub type Failure = Box<dyn std::error::Error>;
@@ -45,6 +50,8 @@ pub struct Crew {
     pub shutdown: Shutdown,
     /// Held by every thread as long as it runs; takes the names of those who must not end, but did.
     aboard: Sender<&'static str>,
+    /// When the log was last told of a fault; held for a look at it.
+    warned: Arc<Mutex<Option<Instant>>>,
 }
 
 /// The other end of a crew, with which `main` watches its threads.
@@ -68,7 +75,17 @@ impl Crew {
     pub fn new(shutdown: Shutdown) -> (Crew, Muster) {
         let (aboard, watch) = bounded(1);
         let muster = Muster { shutdown: shutdown.clone(), aboard: watch };
-        (Crew { shutdown, aboard }, muster)
+        (Crew { shutdown, aboard, warned: Arc::default() }, muster)
+    }
+
+    /// Logs a fault that may come by the thousand, unless it has just logged another.
+    pub fn warn(&self, message: &str) {
+        let mut warned = self.warned.lock();
+        if warned.is_none_or(|at| at.elapsed() > WARN_EVERY) {
+            *warned = Some(Instant::now());
+            drop(warned);
+            log::warn!("{message}");
+        }
     }
 
     /// Starts a thread. Fails where the system has no more of them.

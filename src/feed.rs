@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::cursor::Cursor;
 use crate::event::{Event, Update};
@@ -82,48 +82,38 @@ impl Feed {
     /// Publishes a price, and tells whether it did: one that is dated by its source and not newer
     /// than the last is known already. Called by the poller; never waits for a client.
     pub fn publish(&self, stamp: Stamp, price: f64) -> bool {
-        let mut roster = self.roster.lock();
+        let roster = self.roster.lock();
         let mut door = self.door.lock();
         let Some(event) = door.history.push(stamp, price) else {
             return false;
         };
-        door.last_sent = Instant::now();
-        door.last_published = Some(door.last_sent);
-        let recovered = door.stale.take().map(|_| Arc::new(Event::fresh()));
-        roster.append(&mut door.newcomers);
-        drop(door);
+        door.last_published = Some(Instant::now());
         METRICS.updates_published.inc();
-        recovered.iter().chain([&event]).for_each(|event| deliver(&mut roster, event));
+        let recovered = door.stale.take().map(|_| Arc::new(Event::fresh()));
+        deliver(roster, door, recovered.into_iter().chain([event]));
         true
     }
 
     /// Tells every subscriber, and whoever comes later, that prices have stopped coming.
     /// Called by the poller, once per trouble; the next `publish` ends it.
     pub fn mark_stale(&self, reason: &str) {
-        let mut roster = self.roster.lock();
+        let roster = self.roster.lock();
         let mut door = self.door.lock();
         let event = Arc::new(Event::stale(door.history.newest(), reason));
         door.stale = Some(event.clone());
-        door.last_sent = Instant::now();
-        roster.append(&mut door.newcomers);
-        drop(door);
-        deliver(&mut roster, &event);
+        deliver(roster, door, [event]);
     }
 
     /// Sends a heartbeat to every subscriber if nothing was sent for so long; returns when to look
     /// again. Called by the heart.
     pub fn beat(&self, heartbeat: Duration) -> Instant {
-        let mut roster = self.roster.lock();
-        let mut door = self.door.lock();
+        let roster = self.roster.lock();
+        let door = self.door.lock();
         if door.last_sent.elapsed() < heartbeat {
             return door.last_sent + heartbeat;
         }
-        door.last_sent = Instant::now();
-        roster.append(&mut door.newcomers);
-        let next = door.last_sent + heartbeat;
-        drop(door);
-        deliver(&mut roster, &Arc::new(Event::heartbeat()));
-        next
+        deliver(roster, door, [Arc::new(Event::heartbeat())]);
+        Instant::now() + heartbeat
     }
 
     /// Takes the backlog after `from` and registers a channel for what follows, both under one lock:
@@ -179,9 +169,19 @@ fn channel() -> (Sender<Arc<Event>>, Receiver<Arc<Event>>) {
     bounded(CHANNEL_CAPACITY)
 }
 
-/// Hands an event to every channel; one that is full is dropped, which its subscriber will notice.
-fn deliver(roster: &mut Roster, event: &Arc<Event>) {
-    roster.retain(|_, channel| channel.try_send(event.clone()).is_ok());
+/// Hands events to every channel; one that is full is dropped, which its subscriber will notice.
+/// Whoever subscribes once the door is open again is told of them by the door.
+fn deliver(
+    mut roster: MutexGuard<Roster>,
+    mut door: MutexGuard<Door>,
+    events: impl IntoIterator<Item = Arc<Event>>,
+) {
+    door.last_sent = Instant::now();
+    roster.append(&mut door.newcomers);
+    drop(door);
+    for event in events {
+        roster.retain(|_, channel| channel.try_send(event.clone()).is_ok());
+    }
 }
 
 impl Drop for Subscription {

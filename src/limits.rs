@@ -23,7 +23,6 @@ const OWN_THREADS: u64 = 64;
 pub struct Limits {
     pub clients: usize,
     pub descriptors: u64,
-    pub threads: u64,
 }
 
 impl Limits {
@@ -55,7 +54,7 @@ impl Limits {
                 raise.join(" and ")
             );
         }
-        Limits { clients, descriptors, threads }
+        Limits { clients, descriptors }
     }
 }
 

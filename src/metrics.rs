@@ -38,6 +38,7 @@ metrics! {
     clients_recovered: Number "clients_recovered_total" "counter" "Times that such a client got what it had missed.";
     requests: Labelled "http_requests_total" "counter" "Requests answered, by path and status.";
     requests_abandoned: Number "requests_abandoned_total" "counter" "Requests with an absurd body, each of which keeps two descriptors and a thread.";
+    threads_refused: Number "threads_refused_total" "counter" "Requests that the system had no thread for, and that got no answer.";
     accept_restarts: Labelled "accept_restarts_total" "counter" "Accept loops that were replaced, by reason.";
     fetches: Labelled "fetches_total" "counter" "Fetches from the source, by outcome.";
     fetch_duration: Histogram "fetch_duration_seconds" "histogram" "Time that fetches took.";

@@ -32,8 +32,6 @@ const KNOCK_SOON: Duration = Duration::from_millis(20);
 const KNOCK_PATIENCE: Duration = Duration::from_millis(20);
 /// After an error of `accept`, which often means that something is used up.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Where one fault follows another, the log has one line for all of them in this time.
-const WARN_EVERY: Duration = Duration::from_secs(10);
 /// How long requests are looked for that a very slow connection may still bring to an old generation.
 const RETIREMENT: Duration = Duration::from_secs(3600);
 
@@ -49,7 +47,6 @@ pub struct Warden {
     /// Generations whose accept loop has ended, and when each last brought a request. Dropping one
     /// too early would drop what a very slow connection may still send to it.
     former: Vec<(Arc<Server>, Instant)>,
-    last_warning: Option<Instant>,
 }
 
 /// The generation that accepts.
@@ -77,7 +74,6 @@ impl Warden {
             crew,
             knocks,
             former: Vec::new(),
-            last_warning: None,
         }
     }
 
@@ -128,11 +124,11 @@ impl Warden {
 
     /// Starts an accept loop and the thread that takes its requests, trying again as long as the
     /// system has no room for them. `None` when the service ends.
-    fn start_generation(&mut self) -> Option<Current> {
+    fn start_generation(&self) -> Option<Current> {
         while !self.crew.shutdown.has_come() {
             match self.try_generation() {
                 Ok(current) => return Some(current),
-                Err(error) => self.warn(&format!("cannot accept connections: {error}")),
+                Err(error) => self.crew.warn(&format!("cannot accept connections: {error}")),
             }
             self.crew.shutdown.wait_until(Instant::now() + PAUSE);
         }
@@ -201,7 +197,7 @@ impl Warden {
     }
 
     /// Waits until another generation would find descriptors, where the last one ended by a fault.
-    fn pause_after(&mut self, error: Option<io::Error>) {
+    fn pause_after(&self, error: Option<io::Error>) {
         if self.crew.shutdown.has_come() {
             return;
         }
@@ -215,19 +211,12 @@ impl Warden {
             return;
         }
         let error = error.map_or("its thread panicked".to_owned(), |error| error.to_string());
-        self.warn(&format!("the accept loop ended ({error}); starting another"));
+        self.crew.warn(&format!("the accept loop ended ({error}); starting another"));
         // One that finds no descriptors fails at once, and the library may forget to end its threads.
         let few = self.descriptors / 16;
         while !self.crew.shutdown.wait_until(Instant::now() + PAUSE)
             && descriptors_now() + few > self.descriptors
         {}
-    }
-
-    fn warn(&mut self, message: &str) {
-        if self.last_warning.is_none_or(|at| at.elapsed() > WARN_EVERY) {
-            log::warn!("{message}");
-            self.last_warning = Some(Instant::now());
-        }
     }
 }
 

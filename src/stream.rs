@@ -106,6 +106,7 @@ impl<'a> Stream<'a> {
         Ok(End::Shutdown)
     }
 
+    // Not inlined, nor is the next, so that their frames are not a part of every client's stack.
     #[inline(never)]
     fn open(&mut self, head: &Reply, made_up: bool) -> io::Result<()> {
         let retry = RETRY_MS.start + random() % (RETRY_MS.end - RETRY_MS.start);

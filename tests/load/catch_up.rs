@@ -10,13 +10,16 @@ use crate::trial::{LIMIT, Trial, own_cpu};
 /// An hour of the usual five seconds.
 pub const BACKLOG: usize = 720;
 
+/// More than an update takes on any server's wire.
+const UPDATE_LENGTH: usize = 100;
+
 const PATH: &str = "/stream?since=0";
 
 pub fn run(trial: &Trial) -> Result<Figures> {
     let last = build_backlog(trial)?;
 
     let mut crowd = Crowd::new(trial.server.address, PATH, trial.clients)?;
-    crowd.keep_bodies_until(last);
+    crowd.keep_bodies_until(last, BACKLOG * UPDATE_LENGTH);
     let (cpu, load_cpu, start) = (trial.server.usage()?.cpu, own_cpu()?, Instant::now());
     crowd.open(0..trial.clients)?;
     crowd.pump_until(LIMIT, |crowd| crowd.tally.complete == trial.clients)?;

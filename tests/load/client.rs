@@ -162,6 +162,12 @@ impl Client {
         }
     }
 
+    /// Takes memory for a body, and touches it, so that it is not only promised.
+    pub fn make_room(&mut self, length: usize) {
+        self.body.resize(length, b' ');
+        self.body.clear();
+    }
+
     /// Reads what was kept.
     pub fn read_body(&mut self) {
         let body = std::mem::take(&mut self.body);

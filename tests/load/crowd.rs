@@ -56,9 +56,10 @@ impl Crowd {
         })
     }
 
-    /// See [`Question::keep_until`].
-    pub fn keep_bodies_until(&mut self, number: usize) {
+    /// See [`Question::keep_until`]. Takes the memory now, before the clock runs.
+    pub fn keep_bodies_until(&mut self, number: usize, length: usize) {
         self.question.keep_until = Some(number);
+        self.clients.iter_mut().for_each(|client| client.make_room(length));
     }
 
     pub fn open(&mut self, indices: impl IntoIterator<Item = usize>) -> Result<()> {
