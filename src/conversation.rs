@@ -88,7 +88,8 @@ impl Conversations {
                 if let Err(error) = self.crew.spawn("client", talk) {
                     METRICS.threads_refused.inc();
                     self.crew.warn(&format!("no thread for a client: {error}"));
-                    self.register.lock().remove(&address);
+                    // What it asks next would get the answer that this one did not.
+                    self.register.lock().insert(address, Connection::Over(Instant::now()));
                 }
                 return known.is_none();
             }
@@ -96,10 +97,15 @@ impl Conversations {
         false
     }
 
-    /// Drops a request; on a thread of its own where that may wait for a body.
+    /// Drops a request; on a thread of its own where that may wait for a body, and never where
+    /// there is no thread.
     fn dismiss(&self, request: Incoming) {
         if request.has_body() {
-            let _ = self.crew.spawn("client", || drop(request));
+            let request = ManuallyDrop::new(request);
+            let drop = || drop(ManuallyDrop::into_inner(request));
+            if self.crew.spawn("client", drop).is_err() {
+                METRICS.requests_abandoned.inc();
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! The feed: the door between the history and the subscribers that wait for the next update.
-//! Shared by the poller (publishes), the janitor (expires) and every client's thread (subscribes).
+//! Shared by the poller (publishes), the janitor (expires), the heart (beats) and every client's thread (subscribes).
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ pub struct Feed {
 
 struct Door {
     history: History,
-    /// Subscribers since the last publication, on their way to the roster.
+    /// Subscribers since anything was last sent to all, on their way to the roster.
     newcomers: Roster,
     next_number: u64,
     /// The status that newcomers have to be told: an event while prices are stale.
@@ -142,8 +143,10 @@ impl Feed {
         let mut roster = self.roster.lock();
         let mut door = self.door.lock();
         door.closed = true;
-        door.newcomers.clear();
-        roster.clear();
+        let leaving = (mem::take(&mut *roster), mem::take(&mut door.newcomers));
+        drop((door, roster));
+        // Which wakes them all.
+        drop(leaving);
     }
 
     /// The newest update that has not expired, if there is one.

@@ -32,6 +32,8 @@ const KNOCK_SOON: Duration = Duration::from_millis(20);
 const KNOCK_PATIENCE: Duration = Duration::from_millis(20);
 /// After an error of `accept`, which often means that something is used up.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long it waits for descriptors at most: some may never be given back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long requests are looked for that a very slow connection may still bring to an old generation.
 const RETIREMENT: Duration = Duration::from_secs(3600);
 
@@ -44,8 +46,9 @@ pub struct Warden {
     crew: Crew,
     /// Asks for a knock; open as long as the warden and its generations are.
     knocks: (Sender<()>, Receiver<()>),
-    /// Generations whose accept loop has ended, and when each last brought a request. Dropping one
-    /// too early would drop what a very slow connection may still send to it.
+    /// Generations whose accept loop has ended, and when that was, or when each last brought a
+    /// request after its thread had ended too. Dropping one too early would drop what a very slow
+    /// connection may still send to it.
     former: Vec<(Arc<Server>, Instant)>,
 }
 
@@ -105,9 +108,11 @@ impl Warden {
                         }
                     }
                 }
-                if self.knock().is_ok() {
-                    // Dropping a server connects to the listener, and waits if nobody accepts.
-                    self.former.retain(|(_, heard)| heard.elapsed() < RETIREMENT);
+                if self.knock() {
+                    // Dropping a server connects to the listener, which waits if nobody accepts.
+                    self.former.retain(|(server, heard)| {
+                        is_heard_by_its_thread(server) || heard.elapsed() < RETIREMENT
+                    });
                 }
             };
             if reason.is_none() {
@@ -161,16 +166,24 @@ impl Warden {
     /// makes a thread of the library look whether a connection is waiting for one: the library may
     /// have queued it behind a thread that was idle but is busy with another connection by now.
     /// If so, and it has a request, that will make another knock due, until nobody is waiting.
-    fn knock(&self) -> io::Result<()> {
-        let address = reachable(self.listener.local_addr()?);
-        let mut knock = TcpStream::connect_timeout(&address, KNOCK_PATIENCE)?;
-        knock.set_read_timeout(Some(KNOCK_PATIENCE))?;
-        knock.shutdown(Shutdown::Write)?;
+    /// Tells whether it was answered.
+    fn knock(&self) -> bool {
+        let connect = || -> io::Result<TcpStream> {
+            let address = reachable(self.listener.local_addr()?);
+            let knock = TcpStream::connect_timeout(&address, KNOCK_PATIENCE)?;
+            knock.set_read_timeout(Some(KNOCK_PATIENCE))?;
+            knock.shutdown(Shutdown::Write)?;
+            Ok(knock)
+        };
+        let Ok(mut knock) = connect() else {
+            return false;
+        };
         // It ends when that thread is about to look.
-        if knock.read(&mut [0]).is_err() {
+        let answered = knock.read(&mut [0]).is_ok();
+        if !answered {
             let _ = self.knocks.0.try_send(());
         }
-        Ok(())
+        answered
     }
 
     /// Whether an accept loop, which may have panicked without a word, still holds its listener.
@@ -187,8 +200,13 @@ impl Warden {
         true
     }
 
+    /// Takes the requests that come to former generations whose threads have ended.
     fn hear_former(&mut self) {
         for (server, heard) in &mut self.former {
+            // Two who take the requests of one connection might confuse their order.
+            if is_heard_by_its_thread(server) {
+                continue;
+            }
             while let Ok(Some(request)) = server.try_recv() {
                 self.conversations.bring(request);
                 *heard = Instant::now();
@@ -197,7 +215,7 @@ impl Warden {
     }
 
     /// Waits until another generation would find descriptors, where the last one ended by a fault.
-    fn pause_after(&self, error: Option<io::Error>) {
+    fn pause_after(&mut self, error: Option<io::Error>) {
         if self.crew.shutdown.has_come() {
             return;
         }
@@ -214,10 +232,19 @@ impl Warden {
         self.crew.warn(&format!("the accept loop ended ({error}); starting another"));
         // One that finds no descriptors fails at once, and the library may forget to end its threads.
         let few = self.descriptors / 16;
+        let deadline = Instant::now() + LONGEST_PAUSE;
         while !self.crew.shutdown.wait_until(Instant::now() + PAUSE)
             && descriptors_now() + few > self.descriptors
-        {}
+            && Instant::now() < deadline
+        {
+            // What a former generation has is held by descriptors too.
+            self.hear_former();
+        }
     }
+}
+
+fn is_heard_by_its_thread(server: &Arc<Server>) -> bool {
+    Arc::strong_count(server) > 1
 }
 
 /// What the thread `server` works with: one for each generation.

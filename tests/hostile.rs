@@ -60,19 +60,31 @@ fn crowd(server: &Server, size: usize, request: &str) -> Vec<TcpStream> {
     crowd
 }
 
-/// Whether a newcomer gets the price. Connections beyond the limit of descriptors are not accepted,
-/// so an answer may not come.
-fn is_served(server: &Server) -> bool {
+/// What a newcomer gets. Connections beyond the limit of descriptors are not accepted, or are dropped
+/// by an accept loop that ends, so an answer may not come.
+fn answer(server: &Server, path: &str) -> Option<Answer> {
     let mut connection = server.connect();
     connection.set_read_timeout(Some(std::time::Duration::from_secs(4))).unwrap();
-    connection.write_all(b"GET /price HTTP/1.1\r\n\r\n").is_ok()
-        && Answer::read(&mut BufReader::new(connection), true)
-            .is_some_and(|answer| answer.status == 200)
+    write!(connection, "GET {path} HTTP/1.1\r\n\r\n").ok()?;
+    Answer::read(&mut BufReader::new(connection), true)
 }
 
+fn is_served(server: &Server) -> bool {
+    answer(server, "/price").is_some_and(|answer| answer.status == 200)
+}
+
+/// How many accept loops were replaced because of an error, and because of a panic.
 fn restarts(server: &Server) -> (f64, f64) {
+    let mut metrics = None;
+    eventually("metrics", || {
+        metrics = answer(server, "/metrics");
+        metrics.is_some()
+    });
+    let metrics = metrics.unwrap().body;
     let by = |reason: &str| {
-        server.metric(&format!("btc_ticker_accept_restarts_total{{reason=\"{reason}\"}}"))
+        let name = format!("btc_ticker_accept_restarts_total{{reason=\"{reason}\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        value.map_or(0.0, |value| value.parse().unwrap())
     };
     (by("error"), by("panic"))
 }
