@@ -102,8 +102,8 @@ impl Conversations {
     fn dismiss(&self, request: Incoming) {
         if request.has_body() {
             let request = ManuallyDrop::new(request);
-            let drop = || drop(ManuallyDrop::into_inner(request));
-            if self.crew.spawn("client", drop).is_err() {
+            let dismissal = || drop(ManuallyDrop::into_inner(request));
+            if self.crew.spawn("client", dismissal).is_err() {
                 METRICS.requests_abandoned.inc();
             }
         }

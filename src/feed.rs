@@ -1,5 +1,6 @@
 //! The feed: the door between the history and the subscribers that wait for the next update.
-//! Shared by the poller (publishes), the janitor (expires), the heart (beats) and every client's thread (subscribes).
+//! Shared by the poller (publishes), the janitor (expires), the heart (beats) and every client's
+//! thread (subscribes).
 
 use std::collections::BTreeMap;
 use std::mem;

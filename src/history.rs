@@ -35,8 +35,8 @@ struct Entry {
     event: Arc<Event>,
     /// By the clock that never steps, because age must not depend on the one that does.
     published: Instant,
-    /// Where its wire form ends, counted from where that of some earlier update began.
-    end: usize,
+    /// Where its wire form begins, counted from where that of some earlier update did.
+    begin: usize,
 }
 
 /// When an update was retrieved, in Unix milliseconds.
@@ -100,8 +100,8 @@ impl History {
         self.newest = Some(timestamp);
         let update = Update { timestamp, price };
         let event = Arc::new(Event::update(update));
-        let end = self.end() + event.wire.len();
-        let entry = Entry { update, event: event.clone(), published: Instant::now(), end };
+        let begin = self.updates.back().map_or(0, |last| last.begin + last.event.wire.len());
+        let entry = Entry { update, event: event.clone(), published: Instant::now(), begin };
         self.updates.push_back(entry);
         self.joined = None;
         if self.updates.len() > self.capacity {
@@ -151,16 +151,10 @@ impl History {
         let (joined, start) = if updates <= SMALL_BACKLOG {
             (join(self.updates.range(start..)), 0)
         } else {
-            let first = &self.updates[start];
-            let length = self.end() - first.end + first.event.wire.len();
             let joined = self.joined.get_or_insert_with(|| join(self.updates.iter()));
-            (joined.clone(), joined.len() - length)
+            (joined.clone(), self.updates[start].begin - self.updates[0].begin)
         };
         Backlog { gap, updates, position, joined, start }
-    }
-
-    fn end(&self) -> usize {
-        self.updates.back().map_or(0, |entry| entry.end)
     }
 
     /// Whether an update dated at this time may still come: nobody can have had one of the future,

@@ -37,7 +37,7 @@ metrics! {
     clients_fell_behind: Number "clients_fell_behind_total" "counter" "Times that a client was too slow and lost its channel.";
     clients_recovered: Number "clients_recovered_total" "counter" "Times that such a client got what it had missed.";
     requests: Labelled "http_requests_total" "counter" "Requests answered, by path and status.";
-    requests_abandoned: Number "requests_abandoned_total" "counter" "Requests with an absurd body, each of which keeps two descriptors and a thread.";
+    requests_abandoned: Number "requests_abandoned_total" "counter" "Requests whose body is never read, each of which keeps two descriptors and a thread.";
     threads_refused: Number "threads_refused_total" "counter" "Requests that the system had no thread for, and that got no answer.";
     accept_restarts: Labelled "accept_restarts_total" "counter" "Accept loops that were replaced, by reason.";
     fetches: Labelled "fetches_total" "counter" "Fetches from the source, by outcome.";

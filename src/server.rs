@@ -6,7 +6,8 @@
 //! The old generation answers the connections that it has; open streams do not notice.
 //!
 //! Threads: `warden` (starts generations and watches them) and one `server` for each generation
-//! (takes its requests to their conversations). Shared: only the listener.
+//! (takes its requests to their conversations). Shared: the listener, the queue of each generation,
+//! and the channel by which a generation asks for a knock.
 
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -108,7 +109,7 @@ impl Warden {
                         }
                     }
                 }
-                if self.knock() {
+                if self.knock().is_ok_and(|answered| answered) {
                     // Dropping a server connects to the listener, which waits if nobody accepts.
                     self.former.retain(|(server, heard)| {
                         is_heard_by_its_thread(server) || heard.elapsed() < RETIREMENT
@@ -167,23 +168,17 @@ impl Warden {
     /// have queued it behind a thread that was idle but is busy with another connection by now.
     /// If so, and it has a request, that will make another knock due, until nobody is waiting.
     /// Tells whether it was answered.
-    fn knock(&self) -> bool {
-        let connect = || -> io::Result<TcpStream> {
-            let address = reachable(self.listener.local_addr()?);
-            let knock = TcpStream::connect_timeout(&address, KNOCK_PATIENCE)?;
-            knock.set_read_timeout(Some(KNOCK_PATIENCE))?;
-            knock.shutdown(Shutdown::Write)?;
-            Ok(knock)
-        };
-        let Ok(mut knock) = connect() else {
-            return false;
-        };
+    fn knock(&self) -> io::Result<bool> {
+        let address = reachable(self.listener.local_addr()?);
+        let mut knock = TcpStream::connect_timeout(&address, KNOCK_PATIENCE)?;
+        knock.set_read_timeout(Some(KNOCK_PATIENCE))?;
+        knock.shutdown(Shutdown::Write)?;
         // It ends when that thread is about to look.
         let answered = knock.read(&mut [0]).is_ok();
         if !answered {
             let _ = self.knocks.0.try_send(());
         }
-        answered
+        Ok(answered)
     }
 
     /// Whether an accept loop, which may have panicked without a word, still holds its listener.
