@@ -80,11 +80,9 @@ fn restarts(server: &Server) -> (f64, f64) {
         metrics = answer(server, "/metrics");
         metrics.is_some()
     });
-    let metrics = metrics.unwrap().body;
+    let metrics = metrics.unwrap();
     let by = |reason: &str| {
-        let name = format!("btc_ticker_accept_restarts_total{{reason=\"{reason}\"}} ");
-        let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
-        value.map_or(0.0, |value| value.parse().unwrap())
+        metrics.metric(&format!("btc_ticker_accept_restarts_total{{reason=\"{reason}\"}}"))
     };
     (by("error"), by("panic"))
 }

@@ -284,9 +284,7 @@ impl Server {
 
     /// A number from `/metrics`, by name and labels as they stand there.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.get("/metrics").body;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        self.get("/metrics").metric(name)
     }
 
     /// Checks that these are all the updates that the server has had from the first to the last.
@@ -384,6 +382,13 @@ impl Answer {
 
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
+    }
+
+    /// A number from `/metrics`, by name and labels as they stand there.
+    pub fn metric(&self, name: &str) -> f64 {
+        let mut lines = self.body.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
     }
 
     /// The sentence of an error answer.
