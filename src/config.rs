@@ -6,7 +6,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, ValueEnum};
+use clap::{CommandFactory, Parser, ValueEnum, value_parser};
 use jiff::SignedDuration;
 
 use crate::source::Source;
@@ -45,10 +45,6 @@ pub struct Config {
     #[arg(long, env = "BTC_TICKER_INTERVAL", default_value = "5s", allow_hyphen_values = true, value_parser = duration)]
     pub interval: Duration,
 
-    /// How long an answer may take, less than the interval [default: 4/5 of the interval]
-    #[arg(long, env = "BTC_TICKER_SOURCE_TIMEOUT", value_name = "DURATION", allow_hyphen_values = true, value_parser = duration)]
-    source_timeout: Option<Duration>,
-
     /// How long an update is kept for clients that were away
     #[arg(long, env = "BTC_TICKER_RETENTION", default_value = "1h", allow_hyphen_values = true, value_parser = duration)]
     pub retention: Duration,
@@ -58,8 +54,8 @@ pub struct Config {
     pub heartbeat: Duration,
 
     /// How many streams may be open at once [default: as many as this machine allows]
-    #[arg(long, env = "BTC_TICKER_MAX_CLIENTS", value_name = "NUMBER", value_parser = count)]
-    pub max_clients: Option<usize>,
+    #[arg(long, env = "BTC_TICKER_MAX_CLIENTS", value_name = "NUMBER", value_parser = value_parser!(u64).range(1..=1_000_000))]
+    pub max_clients: Option<u64>,
 
     /// Ask the service that runs at --listen how it is, and exit with 0 if it is well
     #[arg(long)]
@@ -86,13 +82,6 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.source_timeout() >= self.interval {
-            return Err(format!(
-                "--source-timeout {:?} must be less than --interval {:?}",
-                self.source_timeout(),
-                self.interval
-            ));
-        }
         if self.retention < self.interval {
             return Err(format!(
                 "--retention {:?} must be at least --interval {:?}, or nothing is ever kept",
@@ -107,37 +96,29 @@ impl Config {
         Ok(())
     }
 
-    pub fn source_timeout(&self) -> Duration {
-        self.source_timeout.unwrap_or(self.interval * 4 / 5)
-    }
-
     /// Whether prices are made up by this process.
     pub fn is_demo(&self) -> bool {
         self.source == Preset::Demo
     }
 
     /// The source that the options describe. `demo_url` is where the demo endpoint listens.
-    pub fn source(&self, demo_url: Option<String>) -> Source {
+    pub fn source(&self, demo_url: Option<&str>) -> Source {
         let key = std::env::var(KEY_VARIABLE).ok().map(|key| key.trim().to_owned());
         let key = key.filter(|key| !key.is_empty());
-        let chosen = match (self.source, &key) {
-            (Preset::Auto, Some(_)) => Preset::Coindesk,
-            (Preset::Auto, None) => Preset::Coinbase,
-            (preset, _) => preset,
-        };
-        let mut source = match chosen {
-            Preset::Auto | Preset::Coindesk => Source::coindesk(key),
-            Preset::Coinbase => Source::coinbase(),
-            Preset::Demo => Source::demo(demo_url.unwrap_or_default()),
-        };
         let is_auto = self.source == Preset::Auto;
+        let mut source = match self.source {
+            Preset::Demo => Source::demo(demo_url.unwrap_or_default()),
+            Preset::Coinbase => Source::coinbase(),
+            Preset::Auto if key.is_none() => Source::coinbase(),
+            Preset::Auto | Preset::Coindesk => Source::coindesk(key),
+        };
         if let Some(url) = &self.source_url {
             source.url.clone_from(url);
             if is_auto {
                 // Nobody said that this is CoinDesk, so it does not get CoinDesk's key.
                 source = Source { name: "custom source", key: None, advice: "", ..source };
             }
-        } else if is_auto && chosen == Preset::Coinbase {
+        } else if is_auto && source.key.is_none() {
             log::warn!(
                 "{KEY_VARIABLE} is not set, so prices come from Coinbase; for CoinDesk, get a key of \
                  a paid plan at https://developers.coindesk.com and set {KEY_VARIABLE}"
@@ -170,11 +151,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Bounds of every duration. Below, a network has no meaning; above, an `Instant` may not reach.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
-
-fn count(text: &str) -> Result<usize, String> {
-    let number = text.parse().ok().filter(|number| (1..=1_000_000).contains(number));
-    number.ok_or_else(|| "write a number from 1 to 1000000".into())
-}
 
 fn url(text: &str) -> Result<String, String> {
     let uri: Option<ureq::http::Uri> = text.parse().ok();

@@ -1,45 +1,35 @@
 //! btc-ticker: what a bitcoin costs, now, and what you missed while you were away.
 //!
-//! The machine, in the order in which a price passes through it:
+//! The machine, in the order in which a price travels through it:
 //!
-//! - [`source`] and [`poller`]: a thread fetches the price at every tick ([`trouble`] when it cannot)
-//! - [`feed`]: hands it to those who wait; [`history`] keeps it for the others; [`janitor`] expires it; [`heart`] beats
-//! - [`stream`]: one client's thread, which writes what was missed and then what comes
-//! - [`routes`], [`reply`], [`pages`], [`cursor`], [`event`]: what is asked, and the forms of answers
-//! - [`listener`], [`server`], [`conversation`]: what keeps the HTTP library alive under real traffic
-//! - [`crew`], [`limits`], [`metrics`], [`config`], [`health`], [`demo`]: what all of them stand on
+//! 1. [`source`]: where it comes from. `poller` is the thread that asks at every tick; `fetch` reads an
+//!    answer, `outage` decides when to ask again while there is none, `demo` makes prices up.
+//! 2. [`feed`]: what becomes of it. `history` keeps it for those who are away, subscribers get it at
+//!    once; `event` is its form, `cursor` says from where a client wants to go on; `janitor` and
+//!    `heartbeat` are threads.
+//! 3. [`http`]: how it reaches a client. `server` accepts, `connection` is the thread of each client;
+//!    `request`, `routes`, `response` and `pages` are what it asks and gets; `stream` is where it
+//!    stays.
+//! 4. [`system`]: what all of them stand on.
+//!
+//! Each room knows only those below it: `http` knows `source`, which knows `feed`, which knows
+//! `system`. [`config`] is the command line, and the entrance is `main.rs`.
 //!
 //! ```
-//! use btc_ticker::{cursor::Cursor, feed::Feed, history::{History, Stamp}};
+//! use btc_ticker::feed::{Cursor, Dating, Feed, History, Update};
 //! use std::time::Duration;
 //!
-//! let feed = Feed::new(History::new(1_000, Duration::from_secs(3600), 100));
-//! feed.publish(Stamp::Retrieved(2_000), 97_123.45);
+//! let hour = Duration::from_secs(3600);
+//! let feed = Feed::new(History::new(Dating::Own, 1_000, hour, 100));
+//! feed.publish(Update { timestamp: 2_000, price: 97_123.45 });
 //! let client = feed.subscribe(Cursor::After(1_000)).expect("the feed is open");
 //! assert_eq!(client.backlog.updates, 1);
-//! feed.publish(Stamp::Retrieved(3_000), 97_124.5);
+//! feed.publish(Update { timestamp: 3_000, price: 97_124.5 });
 //! assert!(client.live.recv().is_ok());
 //! ```
 
 pub mod config;
-pub mod conversation;
-pub mod crew;
-pub mod cursor;
-pub mod demo;
-pub mod event;
 pub mod feed;
-pub mod health;
-pub mod heart;
-pub mod history;
-pub mod janitor;
-pub mod limits;
-pub mod listener;
-pub mod metrics;
-pub mod pages;
-pub mod poller;
-pub mod reply;
-pub mod routes;
-pub mod server;
+pub mod http;
 pub mod source;
-pub mod stream;
-pub mod trouble;
+pub mod system;

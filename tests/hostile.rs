@@ -1,12 +1,14 @@
-//! Traffic that the HTTP library by itself does not survive. After each of these a normal client is
-//! served at once, and the streams that were open have missed nothing.
+//! Clients that do what they should not, and a machine that has no more to give. Each of them gets a
+//! clear answer or none, a normal client is served all the while, the streams that were open miss
+//! nothing, and when the trouble is over no thread and no descriptor is left of it.
 
 mod common;
 
 use std::io::{BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::{Answer, Event, Server, Source, Stream, eventually};
 use nix::sys::signal::Signal;
@@ -48,134 +50,280 @@ impl Witness {
     }
 }
 
-/// Opens connections and keeps them, as many as the system lets it.
-fn crowd(server: &Server, size: usize, request: &str) -> Vec<TcpStream> {
-    let mut crowd = Vec::new();
-    for _ in 0..size {
+/// Opens connections, each with this request, and keeps them.
+fn crowd(server: &Server, size: usize, request: &[u8]) -> Vec<TcpStream> {
+    let open = |_| {
         let mut connection = server.connect();
-        // It may have been closed already; that is what the test is about.
-        let _ = connection.write_all(request.as_bytes());
-        crowd.push(connection);
-    }
-    crowd
+        connection.write_all(request).unwrap();
+        connection
+    };
+    (0..size).map(open).collect()
 }
 
-/// What a newcomer gets. Connections beyond the limit of descriptors are not accepted, or are dropped
-/// by an accept loop that ends, so an answer may not come.
-fn answer(server: &Server, path: &str) -> Option<Answer> {
-    let mut connection = server.connect();
-    connection.set_read_timeout(Some(std::time::Duration::from_secs(4))).unwrap();
-    write!(connection, "GET {path} HTTP/1.1\r\n\r\n").ok()?;
-    Answer::read(&mut BufReader::new(connection), true)
+/// The answer on a connection, and then its end.
+fn last_answer(connection: TcpStream) -> Answer {
+    let mut reader = BufReader::new(connection);
+    let answer = Answer::read(&mut reader, true).expect("an answer");
+    assert_eq!(answer.header("Connection"), Some("close"));
+    assert_eq!(reader.read(&mut [0]).expect("an end, not a reset"), 0, "more than {answer:?}");
+    answer
 }
 
 fn is_served(server: &Server) -> bool {
-    answer(server, "/price").is_some_and(|answer| answer.status == 200)
+    server.get("/price").status == 200
 }
 
-/// How many accept loops were replaced because of an error, and because of a panic.
-fn restarts(server: &Server) -> (f64, f64) {
-    let mut metrics = None;
-    eventually("metrics", || {
-        metrics = answer(server, "/metrics");
-        metrics.is_some()
-    });
-    let metrics = metrics.unwrap();
-    let by = |reason: &str| {
-        metrics.metric(&format!("btc_ticker_accept_restarts_total{{reason=\"{reason}\"}}"))
-    };
-    (by("error"), by("panic"))
+/// What a process has when nobody is connected.
+struct Rest {
+    threads: usize,
+    descriptors: usize,
 }
+
+impl Rest {
+    /// After the first of everything, which may leave something that is there for good.
+    fn of(server: &Server) -> Rest {
+        server.stream("/stream").update();
+        let mut rest = Rest { threads: 0, descriptors: 0 };
+        eventually("a server at rest", || {
+            let before = (rest.threads, rest.descriptors);
+            thread::sleep(Duration::from_millis(300));
+            (rest.threads, rest.descriptors) = (server.threads(), server.descriptors());
+            before == (rest.threads, rest.descriptors)
+        });
+        rest
+    }
+
+    fn comes_back(&self, server: &Server) {
+        eventually("no thread is left", || server.threads() <= self.threads);
+        eventually("no descriptor is left", || server.descriptors() <= self.descriptors);
+    }
+}
+
+/// A connection on which one request follows the other, so that it needs no new descriptor.
+struct Line(BufReader<TcpStream>);
+
+impl Line {
+    fn to(server: &Server) -> Line {
+        Line(BufReader::new(server.connect()))
+    }
+
+    fn get(&mut self, path: &str) -> Answer {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        self.0.get_mut().write_all(request.as_bytes()).unwrap();
+        Answer::read(&mut self.0, true).expect("an answer")
+    }
+
+    fn metric(&mut self, name: &str) -> f64 {
+        self.get("/metrics").metric(name)
+    }
+}
+
+/// Sets a limit of a running server: `--nofile=20`, `--as=unlimited`.
+fn limit(server: &Server, limit: &str) {
+    let mut prlimit = Command::new("prlimit");
+    let output = prlimit.args(["--pid", &server.pid().to_string(), limit]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+// ------------------------------------------------------------------------- what is used up
 
 #[test]
-fn the_accept_loop_heals_whether_it_reports_or_panics() {
+fn without_descriptors_nobody_is_lost_and_accepting_goes_on() {
+    const TIMES: usize = 200;
     let source = Source::start();
-    let server = Server::start_with_limit("-n 128", &source, &[]);
+    let server = Server::start(&source, &[]);
     let witness = Witness::of(&server);
-    let mut odd = Vec::new();
-    for wave in 0.. {
-        let crowd = crowd(&server, 300, "GET /stream HTTP/1.1\r\n\r\n");
-        drop(crowd);
-        eventually("served again", || is_served(&server));
-        let (errors, panics) = restarts(&server);
-        if errors > 0.0 && panics > 0.0 {
-            break;
-        }
-        assert!(wave < 20, "both ways to die: {errors} errors, {panics} panics");
-        // A connection takes two descriptors: which of them is the last one decides how it dies.
-        eventually("a place", || {
-            let mut connection = server.connect();
-            let asked = connection.write_all(b"GET /stream HTTP/1.1\r\n\r\n");
-            let mut head = [0; 12];
-            let is_in =
-                asked.is_ok() && connection.read_exact(&mut head).is_ok() && head.ends_with(b"200");
-            if is_in {
-                odd.push(connection);
-            }
-            is_in
-        });
+    let mut line = Line::to(&server);
+    line.metric("btc_ticker_accept_errors_total");
+    let (threads, descriptors) = (server.threads(), server.descriptors());
+    let began = Instant::now();
+    for _ in 0..TIMES {
+        eventually("the last one has gone", || server.descriptors() == descriptors);
+        // All that it has are in use.
+        limit(&server, &format!("--nofile={descriptors}:20000"));
+        let before = line.metric("btc_ticker_accept_errors_total");
+        // Linux takes the descriptor first and then waits for a connection: so there is one more.
+        let both = crowd(&server, 2, b"GET /price HTTP/1.1\r\nConnection: close\r\n\r\n");
+        eventually("accept fails", || line.metric("btc_ticker_accept_errors_total") > before);
+        limit(&server, "--nofile=20000:20000");
+        both.into_iter().for_each(|waiting| assert_eq!(last_answer(waiting).status, 200));
     }
-    drop(odd);
+    eventually("no thread is left", || server.threads() <= threads);
+    eventually("no descriptor is left", || server.descriptors() <= descriptors);
+    let lines = server.log().matches("cannot accept connections").count();
+    let most = 1 + began.elapsed().as_secs() / 10;
+    assert!((1..=most).contains(&(lines as u64)), "{lines} lines, at most {most} are of use");
     witness.missed_nothing(server);
 }
 
 #[test]
-fn two_hundred_healings_leave_nothing_behind() {
+fn without_threads_a_newcomer_is_told() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let witness = Witness::of(&server);
+    let mut line = Line::to(&server);
+    line.get("/price");
+    // Less than the stack of a thread is free. Stacks of threads that have ended are used again.
+    let size = std::fs::read_to_string(format!("/proc/{}/statm", server.pid())).unwrap();
+    let pages: u64 = size.split(' ').next().unwrap().parse().unwrap();
+    limit(&server, &format!("--as={}:unlimited", pages * 4096 + 64 * 1024));
+    let mut inside = Vec::new();
+    let refused = loop {
+        let mut connection = server.connect();
+        connection.write_all(b"GET /stream HTTP/1.1\r\n\r\n").unwrap();
+        let mut reader = BufReader::new(connection);
+        let answer = Answer::read(&mut reader, true).expect("an answer");
+        if answer.status != 200 {
+            break answer;
+        }
+        inside.push(reader);
+        assert!(inside.len() < 1_000, "there is always another thread");
+    };
+    assert_eq!((refused.status, refused.header("Retry-After")), (503, Some("5")));
+    assert!(refused.error().contains("come back later"));
+    assert!(line.metric("btc_ticker_threads_refused_total") >= 1.0);
+    limit(&server, "--as=unlimited:unlimited");
+    assert!(is_served(&server));
+    eventually("it is in the log", || server.log().contains("no thread for a connection"));
+    witness.missed_nothing(server);
+}
+
+#[test]
+fn a_small_limit_of_threads_is_lived_with() {
+    let source = Source::start();
+    // As root the limit is not in force, but it is what the service reads.
+    let server = Server::start_with_limit("-u 300", &source, &[]);
+    server.stream("/stream").update();
+    eventually("it says so", || server.log().contains("(ulimit -u 300)"));
+    assert_eq!(server.metric("btc_ticker_connections_max"), 236.0);
+}
+
+// ------------------------------------------------------------------------------ full houses
+
+#[test]
+fn full_of_streams_is_an_answer_and_a_price_is_too() {
+    let source = Source::start();
+    let server = Server::start_with_limit("-n 128", &source, &[]);
+    let most = server.metric("btc_ticker_clients_max") as usize;
+    let mut inside: Vec<Stream> = (0..most).map(|_| server.stream("/stream?since=0")).collect();
+    for _ in 0..20 {
+        let refused = server.get("/stream");
+        assert_eq!((refused.status, refused.header("Retry-After")), (503, Some("5")));
+        assert!(refused.error().contains("full"));
+    }
+    for path in ["/price", "/healthz", "/metrics", "/"] {
+        assert_eq!(server.get(path).status, 200, "only streams are counted");
+    }
+    let seen: Vec<Vec<Event>> = inside.iter_mut().map(|stream| stream.updates(10)).collect();
+    assert!(seen.iter().all(|updates| *updates == seen[0]));
+    drop(inside);
+    eventually("places are free again", || server.metric("btc_ticker_clients") == 0.0);
+    server.assert_complete(&seen[0]);
+}
+
+#[test]
+fn too_many_connections_are_told_at_once_and_hold_nobody_up() {
     let source = Source::start();
     let server = Server::start_with_limit("-n 64", &source, &[]);
     let witness = Witness::of(&server);
-    eventually("settled", || server.threads() < 20);
-    let (threads, descriptors) = (server.threads(), server.descriptors());
-    let healings = || restarts(&server).0 + restarts(&server).1;
-    while healings() < 200.0 {
-        drop(crowd(&server, 100, "GET /stream HTTP/1.1\r\n\r\n"));
-        eventually("served again", || is_served(&server));
+    let most = server.metric("btc_ticker_connections_max") as usize;
+    let mut line = Line::to(&server);
+    line.get("/price");
+    let silent = crowd(&server, most - 2, b"");
+    eventually("all are in", || line.metric("btc_ticker_connections") == most as f64);
+    let refused: Vec<TcpStream> = crowd(&server, 200, b"GET /price HTTP/1.1\r\n\r\n");
+    for connection in refused {
+        let mut answer = Vec::new();
+        // What a client sends after it was turned away may reset it; the answer came before.
+        let _ = BufReader::new(connection).read_to_end(&mut answer);
+        let answer = Answer::read(&mut &answer[..], true).expect("an answer");
+        assert_eq!((answer.status, answer.header("Retry-After")), (503, Some("5")));
+        assert!(answer.error().contains("connections"));
     }
-    eventually("threads are where they were", || server.threads() <= threads);
-    eventually("descriptors are where they were", || server.descriptors() <= descriptors);
+    assert_eq!(line.get("/price").status, 200);
+    assert_eq!(line.metric("btc_ticker_connections_refused_total"), 200.0);
+    drop(silent);
+    eventually("a place", || line.metric("btc_ticker_connections") == 2.0);
+    assert!(is_served(&server));
+    drop(line);
     witness.missed_nothing(server);
 }
 
 #[test]
-fn silence_is_bounded_and_keeps_nobody_out() {
+fn a_service_full_of_the_gone_takes_newcomers() {
     let source = Source::start();
-    let server = Server::start(&source, &[]);
-    let witness = Witness::of(&server);
-    let mut silent = Vec::new();
-    for request in
-        ["", "GET /pri", "GET /price HTTP/1.1\r\nHost: x\r\n", "GET /price HTTP/1.1\r\n\r\n"]
-    {
-        silent.extend(crowd(&server, 125, request));
-    }
-    assert!(is_served(&server), "500 silent connections keep a newcomer out");
-    for mut connection in silent {
-        let mut rest = Vec::new();
-        if let Err(error) = connection.read_to_end(&mut rest) {
-            // A reset is an end as well; that nothing happens is not.
-            assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it is still open");
+    // Neither an update nor the usual heartbeat tells that they have gone.
+    let quiet = ["--interval", "1h", "--heartbeat", "1h", "--max-clients", "50"];
+    let server = Server::start(&source, &quiet);
+    for _ in 0..3 {
+        let mut newcomers = Vec::new();
+        eventually("all places are taken again", || {
+            let mut connection = server.connect();
+            connection.write_all(b"GET /stream?since=0 HTTP/1.1\r\n\r\n").unwrap();
+            let mut reader = BufReader::new(connection);
+            if Answer::read(&mut reader, false).is_some_and(|answer| answer.status == 200) {
+                newcomers.push(reader);
+            }
+            newcomers.len() == 50
+        });
+        // Half of them without a word: they are reset.
+        for reader in newcomers.iter().step_by(2) {
+            socket2::SockRef::from(reader.get_ref()).set_linger(Some(Duration::ZERO)).unwrap();
         }
     }
-    witness.missed_nothing(server);
 }
 
 #[test]
-fn a_settled_client_costs_one_thread_and_one_descriptor() {
+fn a_half_closed_client_is_not_gone() {
+    let source = Source::start();
+    let server = Server::start(&source, &["--max-clients", "2", "--heartbeat", "50ms"]);
+    let connection = server.connect();
+    (&connection).write_all(b"GET /stream HTTP/1.1\r\n\r\n").unwrap();
+    connection.shutdown(Shutdown::Write).unwrap();
+    let mut half = Stream::receive(connection);
+    let _other = server.stream("/stream");
+    for _ in 0..5 {
+        assert_eq!(server.get("/stream").status, 503, "and so it is full");
+    }
+    half.updates(30);
+    let connection = server.connect();
+    (&connection).write_all(b"GET /price HTTP/1.1\r\n\r\n").unwrap();
+    connection.shutdown(Shutdown::Write).unwrap();
+    let mut reader = BufReader::new(connection);
+    assert_eq!(Answer::read(&mut reader, true).unwrap().status, 200);
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0, "nobody can ask any more");
+}
+
+#[test]
+fn asking_for_more_than_the_machine_has_is_told_and_survived() {
+    let source = Source::start();
+    let server = Server::start_with_limit("-n 200", &source, &["--max-clients", "100000"]);
+    eventually("what to raise", || server.log().contains("ulimit -Hn to 103258"));
+    let possible = server.metric("btc_ticker_clients_max");
+    assert_eq!(possible, 163.0);
+    let streams: Vec<Stream> = (0..163).map(|_| server.stream("/stream")).collect();
+    drop(streams);
+}
+
+#[test]
+fn a_connection_is_one_thread_and_one_descriptor_from_its_first_byte() {
+    const SIZE: usize = 200;
     let source = Source::start();
     let server = Server::start(&source, &[]);
-    let mut first = server.stream("/stream");
-    first.update();
-    let (mut threads, mut descriptors) = (0, 0);
-    eventually("settled", || {
-        let before = (threads, descriptors);
-        (threads, descriptors) = (server.threads(), server.descriptors());
-        thread::sleep(std::time::Duration::from_millis(500));
-        before == (threads, descriptors)
-    });
-    let streams: Vec<Stream> = (0..200).map(|_| server.stream("/stream")).collect();
-    eventually("a thread each", || server.threads() <= threads + 200);
-    eventually("a descriptor each", || server.descriptors() <= descriptors + 200);
-    assert!(server.threads() >= 200 && server.descriptors() >= 200);
+    let rest = Rest::of(&server);
+    let all = |of: &str| {
+        eventually(of, || server.threads() == rest.threads + SIZE);
+        eventually(of, || server.descriptors() == rest.descriptors + SIZE);
+    };
+    let mut connections = crowd(&server, SIZE, b"");
+    all("they have said nothing");
+    connections.iter_mut().for_each(|c| c.write_all(b"GET /stream HTTP/1.1\r\n").unwrap());
+    all("they are about to ask");
+    connections.iter_mut().for_each(|c| c.write_all(b"\r\n").unwrap());
+    let streams: Vec<Stream> = connections.into_iter().map(Stream::receive).collect();
+    all("they are served");
     drop(streams);
+    rest.comes_back(&server);
 }
 
 #[test]
@@ -185,7 +333,7 @@ fn a_burst_is_answered() {
     server.stream("/stream").update();
     // Nobody accepts while all of them connect, so this is the listen backlog and nothing else.
     server.signal(Signal::SIGSTOP);
-    let second = std::time::Duration::from_millis(900); // Less than a SYN takes to be repeated.
+    let second = Duration::from_millis(900); // Less than a SYN takes to be repeated.
     let connect = || {
         let connection = TcpStream::connect_timeout(&server.address, second);
         let mut connection = connection.expect("a place in the listen backlog");
@@ -201,199 +349,304 @@ fn a_burst_is_answered() {
     }
 }
 
-/// What each of these gets back does not matter, and often is nothing.
+// ------------------------------------------------------------------- requests and connections
+
 #[test]
-fn no_request_kills_or_wedges_it() {
+fn requests_follow_each_other_as_their_version_has_it() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    server.stream("/stream").update();
+    // (what is sent at once, how many answers it gets, whether the connection then goes on)
+    for (requests, answers, goes_on) in [
+        ("GET /price HTTP/1.1\r\n\r\n", 1, true),
+        ("GET /price HTTP/1.1\r\n\r\nHEAD / HTTP/1.1\r\n\r\n\r\nGET /x HTTP/1.1\n\n", 3, true),
+        ("GET /price HTTP/1.0\r\n\r\n", 1, false),
+        ("GET /price HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 1, true),
+        ("GET /price HTTP/1.1\r\nConnection: close\r\n\r\nGET /price HTTP/1.1\r\n\r\n", 1, false),
+        ("GET /price HTTP/1.1\r\n\r\nGET / HTTP/3.0\r\n\r\nGET /price HTTP/1.1\r\n\r\n", 2, false),
+    ] {
+        let mut connection = server.connect();
+        connection.write_all(requests.as_bytes()).unwrap();
+        let mut reader = BufReader::new(connection);
+        let mut last = None;
+        for method in requests.split('\n').filter(|line| line.contains("HTTP/")).take(answers) {
+            let answer = Answer::read(&mut reader, !method.starts_with("HEAD"));
+            last = Some(answer.unwrap_or_else(|| panic!("too few answers to {requests:?}")));
+        }
+        let word = if goes_on { "keep-alive" } else { "close" };
+        assert_eq!(last.unwrap().header("Connection"), Some(word), "{requests:?}");
+        if goes_on {
+            reader.get_mut().write_all(b"GET /healthz HTTP/1.1\r\n\r\n").unwrap();
+            assert_eq!(Answer::read(&mut reader, true).unwrap().status, 200, "{requests:?}");
+        } else {
+            assert_eq!(reader.read(&mut [0]).expect("an end"), 0, "{requests:?}");
+        }
+    }
+    let many = "GET /price HTTP/1.1\r\n\r\n".repeat(10_000);
+    let connection = server.connect();
+    let mut writer = connection.try_clone().unwrap();
+    let sent = thread::spawn(move || writer.write_all(many.as_bytes()));
+    let mut reader = BufReader::new(connection);
+    for _ in 0..10_000 {
+        assert_eq!(Answer::read(&mut reader, true).expect("an answer").status, 200);
+    }
+    sent.join().unwrap().unwrap();
+}
+
+#[test]
+fn every_odd_request_has_its_answer() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
     let witness = Witness::of(&server);
+    let rest = Rest::of(&server);
     let get =
         |headers: &str| format!("GET /price HTTP/1.1\r\nHost: x\r\n{headers}\r\n").into_bytes();
     let length = |value: &str| get(&format!("Content-Length: {value}\r\n"));
     let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let hostile = [
-        length("9000000000000000000"),
-        length("18446744073709551615"),
-        length("99999999999999999999999999"),
-        length("1073741824"),
-        length("-5"),
-        length("x"),
-        get("Content-Length: 5\r\nContent-Length: 9000000000000000000\r\n"),
-        get(
-            "Content-Length: 9000000000000000000\r\nExpect: 100-continue\r\nConnection: upgrade\r\n",
-        ),
-        get("Expect: 100-continue\r\nContent-Length: 500000\r\n"),
-        get("Expect: a miracle\r\n"),
-        get("Connection: upgrade\r\nUpgrade: websocket\r\n"),
-        b"GET /stream HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n".to_vec(),
-        format!("{chunked}5\r\nhello\r\n0\r\n\r\n").into_bytes(),
-        format!("{chunked}FFFFFFFFFFFFFFFF\r\nx").into_bytes(),
-        format!("{chunked}-1\r\nzz\r\n").into_bytes(),
-        format!("{chunked}{}", "1\r\nx\r\n".repeat(50_000)).into_bytes(),
-        get("Transfer-Encoding: gzip\r\nContent-Length: 12\r\n"),
-        b"GET /stream HTTP/1.1\r\n\r\nGET /price HTTP/1.1\r\n\r\n".to_vec(),
-        b"GET /stream HTTP/1.1\r\n\r\n".repeat(100),
-        b"GET /price HTTP/1.1\r\n\r\n".repeat(10_000),
-        b"\x00\x01\x02\x1b[31m / HTTP/1.1\r\n\r\n".to_vec(),
-        b"GET /\x07\x08?since=\x0b HTTP/1.1\r\nX: \x01\x02\r\n\r\n".to_vec(),
-        "GET /€?since=€ HTTP/1.1\r\nHöst: ü\r\n\r\n".into(),
-        b"GET /stream?since=\xff\xfe HTTP/1.1\r\n\r\n".to_vec(),
-        get("Host: \u{202e}\r\nno colon here\r\n"),
-        b"GET / HTTP/0.9\r\n\r\n".to_vec(),
-        b"GET / HTTP/2.0\r\n\r\n".to_vec(),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
-        b"GET / HTTP/9.9\r\n\r\n".to_vec(),
-        b"GET\r\n\r\n".to_vec(),
-        b"\r\n\r\n\r\n".to_vec(),
-        b"\n".repeat(100_000),
-        b"GET /stream\r\n\r\n".to_vec(),
-        b"GET http://x/price HTTP/1.1\r\n\r\n".to_vec(),
-        b"CONNECT x:80 HTTP/1.1\r\n\r\n".to_vec(),
-        format!("GET /stream?{} HTTP/1.1\r\n\r\n", "a=b&".repeat(250_000)).into_bytes(),
-        format!("GET /stream?since={} HTTP/1.1\r\n\r\n", "9".repeat(1_000_000)).into_bytes(),
-        format!("GET /stream?since=-{} HTTP/1.1\r\n\r\n", "0".repeat(1_000)).into_bytes(),
-        format!("GET /stream HTTP/1.1\r\nLast-Event-ID: {}\r\n\r\n", "9".repeat(100_000))
-            .into_bytes(),
-        get(&"X: y\r\n".repeat(20_000)),
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), // A TLS handshake.
+    let requests: Vec<(u16, Vec<u8>)> = vec![
+        (413, length("9000000000000000000")),
+        (413, length("18446744073709551615")),
+        (413, length("99999999999999999999999999")),
+        (413, length("1073741824")),
+        (200, length("0")),
+        (400, length("-5")),
+        (400, length("x")),
+        (413, get("Content-Length: 5\r\nContent-Length: 9000000000000000000\r\n")),
+        (413, get("Content-Length: 9000000000000000000\r\nExpect: 100-continue\r\n")),
+        (413, get("Expect: 100-continue\r\nContent-Length: 500000\r\n")),
+        (200, get("Expect: a miracle\r\n")),
+        (200, get("Connection: upgrade\r\nUpgrade: websocket\r\n")),
+        (200, b"GET /stream HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n".to_vec()),
+        (413, format!("{chunked}5\r\nhello\r\n0\r\n\r\n").into_bytes()),
+        (413, format!("{chunked}FFFFFFFFFFFFFFFF\r\nx").into_bytes()),
+        (413, format!("{chunked}-1\r\nzz\r\n").into_bytes()),
+        (413, format!("{chunked}{}", "1\r\nx\r\n".repeat(50_000)).into_bytes()),
+        (413, get("Transfer-Encoding: gzip\r\nContent-Length: 12\r\n")),
+        (413, b"POST /nowhere HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc".to_vec()),
+        (200, b"GET /stream HTTP/1.1\r\n\r\nGET /price HTTP/1.1\r\n\r\n".to_vec()),
+        (200, b"GET /stream HTTP/1.1\r\n\r\n".repeat(100)),
+        (400, b"\x00\x01\x02\x1b[31m / HTTP/1.1\r\n\r\n".to_vec()),
+        (400, b"GET /\x07\x08?since=\x0b HTTP/1.1\r\nX: \x01\x02\r\n\r\n".to_vec()),
+        (400, "GET /€?since=€ HTTP/1.1\r\nHöst: ü\r\n\r\n".into()),
+        (400, b"GET /stream?since=\xff\xfe HTTP/1.1\r\n\r\n".to_vec()),
+        (400, get("Host: \u{202e}\r\nno colon here\r\n")),
+        (505, b"GET / HTTP/0.9\r\n\r\n".to_vec()),
+        (505, b"GET / HTTP/2.0\r\n\r\n".to_vec()),
+        (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()),
+        (505, b"GET / HTTP/9.9\r\n\r\n".to_vec()),
+        (400, b"GET\r\n\r\n".to_vec()),
+        (400, b"GET /stream\r\n\r\n".to_vec()),
+        (200, b"\r\n\r\n\r\nGET /price HTTP/1.1\r\n\r\n".to_vec()),
+        (431, b"\n".repeat(100_000)),
+        (200, b"GET http://x/price HTTP/1.1\r\n\r\n".to_vec()),
+        (404, b"CONNECT x:80 HTTP/1.1\r\n\r\n".to_vec()),
+        (404, b"GET * HTTP/1.1\r\n\r\n".to_vec()),
+        (405, b"BREW /price HTTP/1.1\r\n\r\n".to_vec()),
+        (431, format!("GET /stream?{} HTTP/1.1\r\n\r\n", "a=b&".repeat(250_000)).into_bytes()),
+        (431, format!("GET /?since={} HTTP/1.1\r\n\r\n", "9".repeat(1_000_000)).into_bytes()),
+        (400, format!("GET /stream?since=-{} HTTP/1.1\r\n\r\n", "0".repeat(1_000)).into()),
+        (431, format!("GET / HTTP/1.1\r\nLast-Event-ID: {}\r\n\r\n", "9".repeat(9_000)).into()),
+        (431, get(&"X: y\r\n".repeat(64))),
+        (200, get(&"X: y\r\n".repeat(63))),
+        (431, get(&"X: y\r\n".repeat(20_000))),
+        (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()), // A TLS handshake.
     ];
     let mut open = Vec::new();
-    for request in &hostile {
+    for (status, request) in &requests {
         let shown = String::from_utf8_lossy(&request[..request.len().min(60)]).into_owned();
         let mut connection = server.connect();
-        // The server may close while this is still being written, or never read all of it.
-        connection.set_write_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
-        let _ = connection.write_all(request);
-        open.push(connection);
-        assert!(is_served(&server), "after {shown:?}");
+        // All of it is sent before anything is read, and still the answer is there.
+        connection.write_all(request).unwrap_or_else(|error| panic!("{shown:?}: {error}"));
+        let mut reader = BufReader::new(connection);
+        let answer = Answer::read(&mut reader, true).unwrap_or_else(|| panic!("none to {shown:?}"));
+        assert_eq!(answer.status, *status, "{shown:?}");
+        if answer.status >= 400 {
+            assert!(answer.error().len() > 20, "a sentence: {answer:?}");
+        }
+        open.push(reader);
+    }
+    assert!(is_served(&server));
+    for (reason, least) in [("malformed", 9.0), ("body", 11.0), ("too long", 5.0), ("version", 4.0)]
+    {
+        let refused =
+            server.metric(&format!("btc_ticker_heads_refused_total{{reason=\"{reason}\"}}"));
+        assert!(refused >= least, "{refused} {reason}");
     }
     drop(open);
-    assert!(is_served(&server));
+    rest.comes_back(&server);
     witness.missed_nothing(server);
 }
 
 #[test]
-fn an_absurd_body_is_refused_in_words() {
+fn an_endless_header_takes_no_memory() {
+    const MEGABYTE: usize = 1024 * 1024;
     let source = Source::start();
     let server = Server::start(&source, &[]);
-    let answer = server.ask("POST / HTTP/1.1\r\nContent-Length: 9000000000000000000\r\n\r\n");
-    assert_eq!((answer.status, answer.header("Connection")), (413, Some("close")));
-    assert!(answer.error().contains("body"));
-    assert_eq!(server.metric("btc_ticker_requests_abandoned_total"), 1.0);
+    let rest = Rest::of(&server);
+    let before = server.resident();
+    let mut connections = crowd(&server, 20, b"GET / HTTP/1.1\r\nX: ");
+    // They go on until they are told, and beyond.
+    let mut sent = 0;
+    for connection in &mut connections {
+        while sent < 200 * MEGABYTE && connection.write_all(&[b'x'; 64 * 1024]).is_ok() {
+            sent += 64 * 1024;
+        }
+    }
+    let grown = server.resident().saturating_sub(before);
+    assert!(grown < 4 * 1024, "{grown} KB for {} MB that were sent", sent / MEGABYTE);
+    drop(connections);
+    let answer = server.ask(&format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9_000)));
+    assert_eq!(answer.status, 431);
+    assert!(answer.error().contains("8 KiB"));
+    rest.comes_back(&server);
 }
 
 #[test]
-fn a_request_behind_a_stream_ends_the_stream() {
+fn silence_and_trickles_are_bounded_and_keep_nobody_out() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
-    let mut connection = server.connect();
-    connection.write_all(b"GET /stream HTTP/1.1\r\n\r\n").unwrap();
-    let mut stream = connection.try_clone().unwrap();
-    let mut first = [0; 64];
-    stream.read_exact(&mut first).unwrap();
-    connection.write_all(b"GET /price HTTP/1.1\r\n\r\n").unwrap();
-    let mut rest = Vec::new();
-    let _ = stream.read_to_end(&mut rest);
-    assert_eq!(String::from_utf8_lossy(&rest).matches("HTTP/1.1").count(), 0, "no second answer");
-    let ended = "btc_ticker_clients_let_go_total{reason=\"interrupted\"}";
-    eventually("told by the metrics", || server.metric(ended) == 1.0);
-}
-
-/// A host of its own on this machine, joined to it by a cable that can be cut.
-struct FarHost;
-
-const FAR: &str = "btc-ticker-far";
-
-impl FarHost {
-    /// `None` where this system does not let us make one.
-    fn build() -> Option<FarHost> {
-        let host = FarHost;
-        let steps = [
-            format!("ip netns add {FAR}"),
-            format!("ip link add far0 type veth peer name far1 netns {FAR}"),
-            "ip addr add 10.213.7.1/24 dev far0".to_owned(),
-            "ip link set far0 up".to_owned(),
-            format!("ip -n {FAR} addr add 10.213.7.2/24 dev far1"),
-            format!("ip -n {FAR} link set far1 up"),
-        ];
-        steps.iter().all(|step| run(step)).then_some(host)
-    }
-
-    fn cut(&self) {
-        assert!(run("ip link set far0 down"));
-    }
-}
-
-impl Drop for FarHost {
-    fn drop(&mut self) {
-        run("ip link del far0");
-        run(&format!("ip netns del {FAR}"));
-    }
-}
-
-fn run(command: &str) -> bool {
-    let mut words = command.split(' ');
-    let mut command = Command::new(words.next().unwrap());
-    command.args(words).output().is_ok_and(|output| output.status.success())
-}
-
-#[test]
-fn a_peer_whose_network_is_gone_is_noticed() {
-    let Some(host) = FarHost::build() else {
-        assert!(std::env::var_os("CI").is_none(), "CI needs ip (iproute2) and the right to use it");
-        return eprintln!("SKIPPED: no network namespace can be made here (ip netns, as root)");
-    };
-    let source = Source::start();
-    let server = Server::start_at("10.213.7.1:0", &source, &[]);
-    let url = server.url("/stream");
-    let mut curl = Command::new("ip");
-    let mut curl = curl
-        .args(["netns", "exec", FAR, "curl", "-sN", &url])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut first = [0; 16];
-    curl.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
-    // The cable is cut, so nothing tells the server: no FIN, no reset.
-    host.cut();
-    let let_go = "btc_ticker_clients_let_go_total{reason=\"stuck\"}";
-    common::eventually_within(3 * common::PATIENCE, "it is let go", || {
-        server.metric(let_go) == 1.0
+    let witness = Witness::of(&server);
+    let rest = Rest::of(&server);
+    let silent = crowd(&server, 100, b"");
+    let begun = crowd(&server, 100, b"GET /price HTTP/1.1\r\nHost: x\r\n");
+    let answered = crowd(&server, 100, b"GET /price HTTP/1.1\r\n\r\n");
+    let trickles = crowd(&server, 100, b"G");
+    assert!(is_served(&server), "400 slow connections keep a newcomer out");
+    // A byte now and then is no reason to wait for longer.
+    let trickling: Vec<TcpStream> = trickles.iter().map(|c| c.try_clone().unwrap()).collect();
+    let trickle = thread::spawn(move || {
+        let mut open = trickling;
+        while !open.is_empty() {
+            thread::sleep(Duration::from_millis(100));
+            open.retain_mut(|connection| connection.write_all(b"\n").is_ok());
+        }
     });
-    assert_eq!(server.metric("btc_ticker_clients"), 0.0);
-    curl.kill().unwrap();
-    curl.wait().unwrap();
+    for mut connection in silent {
+        let mut rest = Vec::new();
+        assert_eq!(connection.read_to_end(&mut rest).expect("an end"), 0);
+    }
+    for connection in begun {
+        let answer = last_answer(connection);
+        assert_eq!(answer.status, 408);
+        assert!(answer.error().contains("5 s"));
+    }
+    for mut connection in answered {
+        let mut rest = String::new();
+        connection.read_to_string(&mut rest).expect("an end");
+        assert_eq!(rest.matches("HTTP/1.1 200").count(), 1);
+    }
+    for connection in trickles {
+        let answer = Answer::read(&mut BufReader::new(connection), true).expect("an answer");
+        assert!(matches!(answer.status, 400 | 408), "{answer:?}");
+    }
+    trickle.join().unwrap();
+    rest.comes_back(&server);
+    witness.missed_nothing(server);
 }
 
 #[test]
-fn absurd_requests_behind_streams_keep_no_place() {
+fn two_hundred_of_each_attack_leave_nothing_behind() {
     let source = Source::start();
-    let server = Server::start(&source, &["--max-clients", "5"]);
-    server.stream("/stream").update();
-    eventually("an empty house", || server.metric("btc_ticker_clients") == 0.0);
-    let absurd =
-        "GET /stream HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nContent-Length: 9000000000000000000\r\n\r\n";
-    drop(crowd(&server, 5, absurd));
-    let abandoned = || server.metric("btc_ticker_requests_abandoned_total");
-    eventually("all have been seen", || abandoned() == 5.0);
-    eventually("and are gone", || server.metric("btc_ticker_clients") == 0.0);
-    assert_eq!(server.stop(Signal::SIGTERM).0.code(), Some(0));
+    let server = Server::start(&source, &[]);
+    let witness = Witness::of(&server);
+    let rest = Rest::of(&server);
+    let exabytes = b"POST /price HTTP/1.1\r\nContent-Length: 9000000000000000000\r\n\r\nx".to_vec();
+    let megabyte = b"POST /price HTTP/1.1\r\nContent-Length: 1048576\r\n\r\n".to_vec();
+    let megabyte = [megabyte, vec![b'x'; 1024 * 1024]].concat();
+    let before = server.resident();
+    for (request, status) in [
+        (&b"GET / HTTP/2.0\r\n\r\n"[..], 505),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", 505),
+        (&exabytes, 413),
+        (&megabyte, 413),
+    ] {
+        for _ in 0..200 {
+            let mut connection = server.connect();
+            // Sent to its end before anything is read: and then the answer is still there.
+            connection.write_all(request).unwrap();
+            assert_eq!(last_answer(connection).status, status);
+        }
+    }
+    let grown = server.resident().saturating_sub(before);
+    assert!(grown < 4 * 1024, "{grown} KB");
+    rest.comes_back(&server);
+    witness.missed_nothing(server);
 }
 
 #[test]
-fn a_small_limit_of_threads_is_lived_with() {
+fn curl_is_told_what_it_does_wrong() {
+    if Command::new("curl").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "curl is needed in CI");
+        return eprintln!("SKIPPED: curl is not installed");
+    }
     let source = Source::start();
-    // As root the limit is not in force, but it is what the service reads.
-    let server = Server::start_with_limit("-u 300", &source, &[]);
-    server.stream("/stream").update();
-    eventually("it says so", || server.log().contains("ulimit -u 300"));
+    let server = Server::start(&source, &[]);
+    let rest = Rest::of(&server);
+    let file = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("upload");
+    std::fs::write(&file, vec![b'x'; 1_500_000]).unwrap();
+    let upload = format!("x=@{}", file.display());
+    let url = server.url("/price");
+    for _ in 0..20 {
+        let curl = |arguments: &[&str]| {
+            let output = Command::new("curl").arg("-s").args(arguments).arg(&url).output().unwrap();
+            (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let (success, said) = curl(&["-F", &upload]);
+        assert!(success && said.contains("no request here has a body"), "{said}");
+        let (success, said) = curl(&["-d", "x=1"]);
+        assert!(success && said.contains("no request here has a body"), "{said}");
+        assert!(!curl(&["--http2-prior-knowledge"]).0, "it speaks HTTP/1.1 only");
+        assert!(curl(&["--http2"]).0, "which is an offer, and none that is taken");
+        assert!(curl(&["--http1.0"]).0);
+    }
+    rest.comes_back(&server);
+}
+
+#[test]
+fn what_is_sent_behind_a_stream_is_neither_answered_nor_kept() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let witness = Witness::of(&server);
+    let before = server.resident();
+    let mut connections =
+        crowd(&server, 20, b"GET /stream HTTP/1.1\r\n\r\nGET /price HTTP/1.1\r\n\r\n");
+    let mut sent = 0;
+    for connection in &mut connections {
+        connection.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        while let Ok(length) = connection.write(&[b'x'; 64 * 1024]) {
+            sent += length;
+        }
+    }
+    assert!(sent < 20 * 8 * 1024 * 1024, "the kernel holds {sent} bytes of 20 clients");
+    let grown = server.resident().saturating_sub(before);
+    assert!(grown < 4 * 1024, "{grown} KB");
+    for connection in connections {
+        let mut stream = Stream::receive(connection);
+        stream.updates(3);
+    }
+    witness.missed_nothing(server);
+}
+
+#[test]
+fn idle_connections_do_not_hold_up_the_end() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let witness = Witness::of(&server);
+    let mut idle = crowd(&server, 100, b"");
+    idle.extend(crowd(&server, 100, b"GET /price HTTP/1.1\r\n\r\n"));
+    idle.extend(crowd(&server, 100, b"GET /pri"));
+    eventually("all are in", || server.metric("btc_ticker_connections") >= 301.0);
+    let (status, log) = server.stop(Signal::SIGTERM);
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(!log.contains("not waiting"), "{log}");
+    drop(witness);
 }
 
 #[test]
 fn a_port_that_was_another_clients_is_no_obstacle() {
     let source = Source::start();
     // No update comes that would tell the server that the first client has gone.
-    let server = Server::start(&source, &["--interval", "60s", "--source-timeout", "5s"]);
+    let server = Server::start(&source, &["--interval", "60s"]);
     server.stream("/stream").update();
     let mut port = 0;
     for _ in 0..3 {
@@ -401,7 +654,6 @@ fn a_port_that_was_another_clients_is_no_obstacle() {
         port = connection.local_addr().unwrap().port();
         Stream::open(connection, "/stream", "").update();
     }
-    assert_eq!(server.metric("btc_ticker_clients_let_go_total{reason=\"gone\"}"), 2.0);
 }
 
 /// A connection from a port of one's own choice, or from any (0), that is reset when it is dropped,
@@ -409,7 +661,7 @@ fn a_port_that_was_another_clients_is_no_obstacle() {
 fn connect_from(server: &Server, ip: [u8; 4], port: u16) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
-    socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    socket.set_linger(Some(Duration::ZERO)).unwrap();
     socket.bind(&std::net::SocketAddr::from((ip, port)).into()).unwrap();
     socket.connect(&server.address.into()).unwrap();
     socket.set_read_timeout(Some(common::PATIENCE)).unwrap();
@@ -508,41 +760,78 @@ impl Random {
     }
 }
 
-#[test]
-fn full_is_an_answer() {
-    let source = Source::start();
-    let server = Server::start(&source, &["--max-clients", "5"]);
-    let mut inside: Vec<Stream> = (0..5).map(|_| server.stream("/stream?since=0")).collect();
-    for _ in 0..20 {
-        let refused = server.get("/stream");
-        assert_eq!((refused.status, refused.header("Retry-After")), (503, Some("5")));
-        assert!(refused.error().contains("full"));
+// ------------------------------------------------------------------------ the network
+
+/// A host of its own on this machine, joined to it by a cable that can be cut.
+struct FarHost;
+
+const FAR: &str = "btc-ticker-far";
+
+impl FarHost {
+    /// `None` where this system does not let us make one.
+    fn build() -> Option<FarHost> {
+        let host = FarHost;
+        let steps = [
+            format!("ip netns add {FAR}"),
+            format!("ip link add far0 type veth peer name far1 netns {FAR}"),
+            "ip addr add 10.213.7.1/24 dev far0".to_owned(),
+            "ip link set far0 up".to_owned(),
+            format!("ip -n {FAR} addr add 10.213.7.2/24 dev far1"),
+            format!("ip -n {FAR} link set far1 up"),
+        ];
+        steps.iter().all(|step| run(step)).then_some(host)
     }
-    assert_eq!(server.get("/price").status, 200, "only streams are counted");
-    let seen: Vec<Vec<Event>> = inside.iter_mut().map(|stream| stream.updates(10)).collect();
-    assert!(seen.iter().all(|updates| *updates == seen[0]));
-    drop(inside);
-    eventually("places are free again", || server.metric("btc_ticker_clients") == 0.0);
-    server.assert_complete(&seen[0]);
+
+    fn cut(&self) {
+        assert!(run("ip link set far0 down"));
+    }
+}
+
+impl Drop for FarHost {
+    fn drop(&mut self) {
+        run("ip link del far0");
+        run(&format!("ip netns del {FAR}"));
+    }
+}
+
+fn run(command: &str) -> bool {
+    let mut words = command.split(' ');
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).output().is_ok_and(|output| output.status.success())
 }
 
 #[test]
-fn asking_for_more_than_the_machine_has_is_told_and_survived() {
+fn a_peer_whose_network_is_gone_is_noticed() {
+    let Some(host) = FarHost::build() else {
+        assert!(std::env::var_os("CI").is_none(), "CI needs ip (iproute2) and the right to use it");
+        return eprintln!("SKIPPED: no network namespace can be made here (ip netns, as root)");
+    };
     let source = Source::start();
-    let server = Server::start_with_limit("-n 200", &source, &["--max-clients", "100000"]);
-    for word in ["ulimit -Hn to 150033", "vm.max_map_count"] {
-        eventually(word, || server.log().contains(word));
-    }
-    let possible = server.metric("btc_ticker_clients_max");
-    assert!(possible > 50.0 && possible < 200.0, "{possible}");
-    let streams: Vec<Stream> = (0..50).map(|_| server.stream("/stream")).collect();
-    drop(streams);
+    let server = Server::start_at("10.213.7.1:0", &source, &[]);
+    let url = server.url("/stream");
+    let mut curl = Command::new("ip");
+    let mut curl = curl
+        .args(["netns", "exec", FAR, "curl", "-sN", &url])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 16];
+    curl.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    // The cable is cut, so nothing tells the server: no FIN, no reset.
+    host.cut();
+    let let_go = "btc_ticker_clients_let_go_total{reason=\"stuck\"}";
+    common::eventually_within(3 * common::PATIENCE, "it is let go", || {
+        server.metric(let_go) == 1.0
+    });
+    assert_eq!(server.metric("btc_ticker_clients"), 0.0);
+    curl.kill().unwrap();
+    curl.wait().unwrap();
 }
 
 #[test]
 fn a_stuck_reader_is_let_go() {
     let source = Source::start();
-    let arguments = ["--interval", "5ms", "--source-timeout", "4ms"];
+    let arguments = ["--interval", "5ms"];
     let server = Server::start(&source, &arguments);
     let witness = Witness::of(&server);
     // It never reads, so before long its buffers are full.

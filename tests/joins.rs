@@ -5,10 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use btc_ticker::cursor::Cursor;
-use btc_ticker::event::Kind;
-use btc_ticker::feed::Feed;
-use btc_ticker::history::{History, Stamp};
+use btc_ticker::feed::{Cursor, Dating, Feed, History, Update};
 
 const JOINERS: usize = 4;
 const JOINS: usize = 5_000;
@@ -30,7 +27,7 @@ fn follow(feed: &Arc<Feed>, from: u64, updates: u64) {
             let Ok(event) = subscription.live.recv() else {
                 break;
             };
-            let Kind::Update(update) = event.kind else { panic!("{event:?}") };
+            let Some(update) = event.update else { panic!("{event:?}") };
             assert_eq!(update.timestamp, last + 1, "on the channel");
             assert_eq!(update.price, update.timestamp as f64);
             last += 1;
@@ -40,7 +37,7 @@ fn follow(feed: &Arc<Feed>, from: u64, updates: u64) {
 
 #[test]
 fn every_update_comes_exactly_once_whenever_one_joins() {
-    let feed = Feed::new(History::new(STARTED, Duration::from_secs(3600), 10_000));
+    let feed = Feed::new(History::new(Dating::Own, STARTED, Duration::from_secs(3600), 10_000));
     let done = Arc::new(AtomicBool::new(false));
     let publisher = thread::spawn({
         let (feed, done) = (feed.clone(), done.clone());
@@ -48,7 +45,7 @@ fn every_update_comes_exactly_once_whenever_one_joins() {
             let mut time = STARTED;
             while !done.load(Ordering::Relaxed) {
                 time += 1;
-                feed.publish(Stamp::Retrieved(time), time as f64);
+                feed.publish(Update { timestamp: time, price: time as f64 });
             }
             time - STARTED
         }
@@ -59,7 +56,7 @@ fn every_update_comes_exactly_once_whenever_one_joins() {
             thread::spawn(move || {
                 for join in 0..JOINS {
                     // Near the present, where the seam is; for a moment, or beyond a channel's length.
-                    let latest = feed.latest().map_or(STARTED, |update| update.timestamp);
+                    let latest = feed.condition().latest.map_or(STARTED, |update| update.timestamp);
                     let from = latest.saturating_sub(join as u64 % 40).max(STARTED);
                     follow(&feed, from, 1 + join as u64 % 20);
                 }

@@ -65,7 +65,7 @@ fn prices_that_never_came_are_stale_since_never() {
 fn health_goes_from_starting_to_ok_to_stale_and_back() {
     let source = Source::start();
     source.ration();
-    let server = Server::start(&source, &["--source-timeout", "99ms"]);
+    let server = Server::start(&source, &[]);
     let health = || {
         let answer = server.get("/healthz");
         let status = answer.json()["status"].as_str().unwrap().to_owned();
@@ -98,7 +98,7 @@ fn pauses(source: &Source, failures: usize) -> Vec<Duration> {
 #[test]
 fn a_source_in_trouble_is_asked_less_and_less_and_then_as_ever() {
     let source = Source::start();
-    let server = Server::start(&source, &["--interval", "50ms", "--source-timeout", "40ms"]);
+    let server = Server::start(&source, &["--interval", "50ms"]);
     server.stream("/stream").update();
     let pauses = pauses(&source, 6);
     // Where the machine is busy they may be longer, but they are never shorter.
@@ -133,7 +133,7 @@ fn retry_after_is_honoured() {
 #[test]
 fn the_log_tells_the_story_of_a_trouble_once() {
     let source = Source::start();
-    let arguments = ["--interval", "20ms", "--source-timeout", "19ms"];
+    let arguments = ["--interval", "20ms"];
     let server = Server::start(&source, &arguments);
     server.stream("/stream").update();
     source.say(Say::Body("{\"cost\":5}".into()));
@@ -163,7 +163,7 @@ fn the_log_tells_how_it_began_and_how_it_ended() {
         &address,
         "custom source (127.0.0.1)",
         "limits:",
-        "descriptors",
+        "connections (ulimit -Hn",
         "served 1 stream",
     ] {
         assert!(log.contains(word), "{word} is not in {log}");
@@ -239,10 +239,7 @@ fn a_newcomer_without_a_key_is_told_where_prices_come_from() {
 fn metrics_agree_with_what_happened() {
     let source = Source::start();
     source.ration();
-    let server = Server::start(
-        &source,
-        &["--max-clients", "3", "--interval", "50ms", "--source-timeout", "49ms"],
-    );
+    let server = Server::start(&source, &["--max-clients", "3", "--interval", "50ms"]);
     source.allow(4);
     let published = || server.metric("btc_ticker_updates_published_total");
     eventually("four updates", || published() == 4.0);
@@ -283,7 +280,7 @@ fn metrics_agree_with_what_happened() {
     }
     let fetches = server.metric("btc_ticker_fetch_duration_seconds_count");
     assert!(fetches >= 6.0);
-    assert_eq!(server.metric("btc_ticker_fetch_duration_seconds_bucket{le=\"+Inf\"}"), fetches);
+    assert!(server.metric("btc_ticker_fetch_duration_seconds_sum") > 0.0);
     assert!(server.metric("btc_ticker_last_update_age_seconds") > 0.0);
     drop(streams);
     source.allow(u64::MAX / 2);

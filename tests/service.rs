@@ -130,7 +130,7 @@ fn a_restarted_server_says_that_its_memory_is_new() {
 #[test]
 fn a_reader_that_pauses_misses_nothing_and_holds_nobody_up() {
     let source = Source::start();
-    let server = Server::start(&source, &["--interval", "5ms", "--source-timeout", "4ms"]);
+    let server = Server::start(&source, &["--interval", "5ms"]);
     let mut others = server.stream("/stream");
     let mut slow = Stream::open(common::narrow(&server), "/stream?since=0", "");
     let first = slow.update();
@@ -155,16 +155,12 @@ fn a_reader_that_pauses_misses_nothing_and_holds_nobody_up() {
     all.extend(slow.updates(3));
     server.assert_complete(&all);
     assert!(server.metric("btc_ticker_clients_fell_behind_total") > 0.0);
-    assert!(server.metric("btc_ticker_clients_recovered_total") > 0.0);
 }
 
 #[test]
 fn a_quiet_stream_gets_a_heartbeat() {
     let source = Source::start();
-    let server = Server::start(
-        &source,
-        &["--heartbeat", "50ms", "--interval", "60s", "--source-timeout", "5s"],
-    );
+    let server = Server::start(&source, &["--heartbeat", "50ms", "--interval", "60s"]);
     let mut stream = server.stream("/stream?since=0");
     stream.update();
     for _ in 0..3 {
@@ -175,7 +171,7 @@ fn a_quiet_stream_gets_a_heartbeat() {
 #[test]
 fn no_fault_of_the_source_becomes_an_update_and_the_stream_goes_on() {
     let source = Source::start();
-    let arguments = ["--interval", "50ms", "--source-timeout", "40ms"];
+    let arguments = ["--interval", "50ms"];
     let server = Server::start(&source, &arguments);
     let mut stream = server.stream("/stream?since=0");
     let mut expected = stream.update().price() + 1.0;
@@ -247,7 +243,7 @@ fn errors_say_what_was_wrong_and_what_is_right() {
 #[test]
 fn price_is_the_latest_update_and_head_is_get_without_a_body() {
     let source = Source::start();
-    let server = Server::start(&source, &["--interval", "60s", "--source-timeout", "5s"]);
+    let server = Server::start(&source, &["--interval", "60s"]);
     let update = server.stream("/stream?since=0").update();
     let price = server.get("/price");
     assert_eq!((price.status, price.body.as_str()), (200, update.data.as_deref().unwrap()));
@@ -279,13 +275,10 @@ fn requests_on_one_connection_are_answered_in_order() {
 }
 
 #[test]
-fn a_page_is_not_sent_twice() {
+fn the_page_takes_nothing_from_elsewhere() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
     let page = server.get("/");
-    let etag = page.header("ETag").unwrap();
-    let again = server.ask(&format!("GET / HTTP/1.1\r\nIf-None-Match: {etag}\r\n\r\n"));
-    assert_eq!((again.status, again.body.as_str()), (304, ""));
     assert!(page.header("Content-Security-Policy").unwrap().contains("default-src 'none'"));
 }
 
@@ -334,7 +327,7 @@ fn streams_end_with_the_service() {
 #[test]
 fn a_service_with_a_thousand_streams_and_a_silent_source_ends_as_well() {
     let source = Source::start();
-    let server = Server::start(&source, &["--source-timeout", "90ms"]);
+    let server = Server::start(&source, &[]);
     let streams: Vec<Stream> = (0..1_000).map(|_| server.stream("/stream")).collect();
     assert_eq!(server.metric("btc_ticker_clients"), 1_000.0);
     source.say(Say::Nothing);
@@ -351,9 +344,8 @@ fn options_that_make_no_sense_are_refused_with_what_would() {
         (&["--interval", "0s"], "1ms"),
         (&["--interval", "-5s"], "1ms"),
         (&["--heartbeat", "soon"], "1h"),
-        (&["--source-timeout", "5s"], "less than --interval"),
         (&["--retention", "1s"], "at least --interval"),
-        (&["--max-clients", "0"], "from 1"),
+        (&["--max-clients", "0"], "1..=1000000"),
         (&["--listen", "8080"], "127.0.0.1:8080"),
         (&["--source", "mtgox"], "coindesk, coinbase, demo"),
         (&["--source-url", "api.example.com"], "https://"),

@@ -10,6 +10,7 @@ mod churn;
 mod client;
 mod crowd;
 mod fan_out;
+mod price;
 mod report;
 mod server;
 mod source;
@@ -28,9 +29,6 @@ use trial::{Scenario, Settings, Trial};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// As many clients as are of interest, where descriptors allow more.
-const MOST_CLIENTS: usize = 9900;
-
 /// Descriptors that are no clients.
 const OTHER_DESCRIPTORS: usize = 200;
 
@@ -41,6 +39,7 @@ fan-out   how old an update is when clients have it, counted from when the sourc
 catch-up  all clients at once ask for a backlog of 720 updates
 burst     all clients connect at once: until something is streamed to them
 churn     half of the clients come and go; before, meanwhile and after
+price     connections ask for /price, each as soon as it has the answer before
 idle      no client, a source polled every 5 s
 
 CPU is that of the server, `load` that of the clients, which share the machine with it. `machine` is
@@ -143,12 +142,12 @@ fn plan(arguments: &Arguments, kinds: &[Kind], most: usize) -> Vec<Row> {
     rows
 }
 
-/// Returns how many clients that leaves room for, here and in a server that takes two descriptors
-/// for a connection while it is new.
+/// Returns how many clients that leaves room for, here and in a server that keeps one connection in 32
+/// for others.
 fn raise_descriptor_limit() -> Result<usize> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok((hard as usize).saturating_sub(OTHER_DESCRIPTORS) / 2).map(|most| most.min(MOST_CLIENTS))
+    Ok((hard as usize).saturating_sub(OTHER_DESCRIPTORS) / 32 * 31)
 }
 
 fn progress(text: &str) {

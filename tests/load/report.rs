@@ -8,7 +8,8 @@ use crate::server::Kind;
 use crate::trial::Scenario;
 
 /// What should not happen, once in many runs: a median would hide it.
-const FAULTS: [&str; 6] = ["missed", "repeated", "lost", "retries", "set-up retries", "never"];
+const FAULTS: [&str; 7] =
+    ["errors", "missed", "repeated", "lost", "retries", "set-up retries", "never"];
 
 /// What one run has measured, with its unit.
 pub type Figures = Vec<(&'static str, f64)>;

@@ -82,15 +82,13 @@ struct Process {
 }
 
 impl Server {
-    pub fn start(kind: Kind, source: SocketAddr, interval: Duration, most: usize) -> Result<Self> {
+    pub fn start(kind: Kind, source: SocketAddr, interval: Duration) -> Result<Self> {
         let milliseconds = |duration: Duration| format!("{}ms", duration.as_millis());
         let arguments = [
             ("--listen", "127.0.0.1:0".to_owned()),
             ("--source-url", format!("http://{source}/")),
             ("--price-at", "/price".to_owned()),
             ("--interval", milliseconds(interval)),
-            ("--source-timeout", milliseconds(interval * 9 / 10)),
-            ("--max-clients", most.to_string()),
         ];
         let mut command = Command::new(kind.program());
         for (flag, value) in &arguments {

@@ -9,7 +9,7 @@ use crate::crowd::Crowd;
 use crate::report::Figures;
 use crate::server::{Kind, Server, Usage};
 use crate::source::Source;
-use crate::{Result, calm, catch_up, churn, fan_out};
+use crate::{Result, calm, catch_up, churn, fan_out, price};
 
 /// How long a crowd may take over what it was asked for.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -23,6 +23,7 @@ pub enum Scenario {
     CatchUp,
     Burst,
     Churn,
+    Price,
     Idle,
 }
 
@@ -33,6 +34,7 @@ impl Scenario {
             Scenario::CatchUp => "catch-up",
             Scenario::Burst => "burst",
             Scenario::Churn => "churn",
+            Scenario::Price => "price",
             Scenario::Idle => "idle",
         }
     }
@@ -40,10 +42,11 @@ impl Scenario {
     /// How many clients, unless told otherwise.
     pub fn sizes(self, most: usize) -> Vec<usize> {
         let sizes: &[usize] = match self {
-            Scenario::FanOut => &[100, 1000, 4000, most],
+            Scenario::FanOut => &[100, 1000, 4000, 9900, most],
             Scenario::CatchUp => &[2000],
-            Scenario::Burst => &[50, 1000, most],
+            Scenario::Burst => &[50, 1000, 9900],
             Scenario::Churn => &[1000],
+            Scenario::Price => &[64],
             Scenario::Idle => &[0],
         };
         let mut sizes: Vec<usize> = sizes.iter().map(|&size| size.min(most)).collect();
@@ -56,7 +59,7 @@ impl Scenario {
             Scenario::FanOut => Duration::from_secs(1),
             Scenario::CatchUp => Duration::from_millis(15),
             Scenario::Churn => Duration::from_millis(500),
-            Scenario::Burst | Scenario::Idle => Duration::from_secs(5),
+            Scenario::Burst | Scenario::Price | Scenario::Idle => Duration::from_secs(5),
         }
     }
 }
@@ -90,7 +93,7 @@ impl Trial {
         let source = Source::start(allowed)?;
         let interval = scenario.interval();
         let trial = Trial {
-            server: Server::start(kind, source.address, interval, clients * 2 + 100)?,
+            server: Server::start(kind, source.address, interval)?,
             source,
             interval,
             clients,
@@ -101,6 +104,7 @@ impl Trial {
             Scenario::CatchUp => catch_up::run(&trial),
             Scenario::Burst => calm::burst(&trial),
             Scenario::Churn => churn::run(&trial),
+            Scenario::Price => price::run(&trial),
             Scenario::Idle => calm::idle(&trial),
         };
         // That a server has died explains more than whatever came of it.

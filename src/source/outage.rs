@@ -1,10 +1,10 @@
-//! A trouble with the source: from the first failure to the next success. It decides when to try
-//! again, and keeps the log short. Owned by the poller.
+//! An outage of the source: from the first failure to the next success. It decides when to try
+//! again, and keeps the log short. Owned by the poller's thread.
 
 use std::time::{Duration, Instant};
 
-use crate::source::Failure;
-use crate::stream::random;
+use super::fetch::{Failure, Reason};
+use crate::system::random;
 
 /// The longest pause that we choose ourselves; the interval, where that is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -12,35 +12,32 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 const SUM_UP_EVERY: Duration = Duration::from_secs(60);
 
-pub struct Trouble {
+pub struct Outage {
+    /// The name of the source.
+    source: &'static str,
     began: Instant,
     failures: u32,
     last_log: Instant,
     /// The last failure's, for those who ask why prices have stopped coming.
-    pub reason: String,
+    pub reason: Reason,
 }
 
-impl Trouble {
+impl Outage {
     /// Begins with the first failure. Says all there is to say about it.
-    pub fn new(source: &str, failure: &Failure) -> Trouble {
-        log::warn!("no price from {source}: {failure}");
+    pub fn new(source: &'static str, failure: &Failure) -> Outage {
+        log::warn!("no price from {source}: {} ({})", failure.reason, failure.detail);
         let now = Instant::now();
-        Trouble { began: now, failures: 0, last_log: now, reason: String::new() }
+        Outage { source, began: now, failures: 0, last_log: now, reason: failure.reason }
     }
 
     /// Takes note of a failure, and returns how long to leave the source alone; `None` is until the
     /// next tick, as ever.
-    pub fn note(
-        &mut self,
-        source: &str,
-        failure: &Failure,
-        interval: Duration,
-    ) -> Option<Duration> {
+    pub fn note(&mut self, failure: &Failure, interval: Duration) -> Option<Duration> {
         self.failures += 1;
-        self.reason.clone_from(&failure.reason);
+        self.reason = failure.reason;
         if self.last_log.elapsed() >= SUM_UP_EVERY {
             self.last_log = Instant::now();
-            log::warn!("still no price from {source}: {self_}", self_ = self.summary());
+            log::warn!("still no price from {}: {}", self.source, self.summary());
         }
         let asked = failure.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER));
         let own = (self.failures > 1).then(|| backoff(self.failures, interval));
@@ -48,8 +45,8 @@ impl Trouble {
     }
 
     /// Ends with a success.
-    pub fn end(self, source: &str) {
-        log::info!("prices from {source} again after {}", self.summary());
+    pub fn end(self) {
+        log::info!("prices from {} again after {}", self.source, self.summary());
     }
 
     fn summary(&self) -> String {
@@ -63,7 +60,7 @@ impl Trouble {
 fn backoff(failures: u32, interval: Duration) -> Duration {
     let doubled = interval.saturating_mul(1 << (failures - 1).min(16));
     let pause = doubled.min(LONGEST_PAUSE.max(interval));
-    pause.mul_f64(0.75 + (random() % 256) as f64 / 1024.0).max(interval)
+    pause.mul_f64(0.75 + random() / 4.0).max(interval)
 }
 
 #[cfg(test)]

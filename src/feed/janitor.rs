@@ -3,18 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::crew::Shutdown;
-use crate::feed::Feed;
+use super::Feed;
+use crate::system::Shutdown;
 
 /// A short nap, so that updates at a fast interval are swept in batches rather than one by one.
 const NAP: Duration = Duration::from_millis(100);
 
 /// Runs until shutdown. Sleeps until the oldest update expires, and costs nothing in between.
 pub fn run(feed: &Feed, shutdown: &Shutdown) {
-    loop {
-        let next = feed.expire().max(Instant::now() + NAP);
-        if shutdown.wait_until(next) {
-            return;
-        }
-    }
+    while !shutdown.wait_until(feed.expire().max(Instant::now() + NAP)) {}
 }

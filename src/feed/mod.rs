@@ -1,19 +1,26 @@
-//! The feed: the door between the history and the subscribers that wait for the next update.
-//! Shared by the poller (publishes), the janitor (expires), the heart (beats) and every client's
-//! thread (subscribes).
+//! The feed: the history of updates, and the subscribers that wait for the next one.
+//! Shared by the poller (publishes), the janitor (expires), the heartbeat (beats) and every client's
+//! thread (subscribes). This room is about updates: it knows nothing of HTTP or of the source.
+
+mod cursor;
+mod event;
+pub mod heartbeat;
+mod history;
+pub mod janitor;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-use crate::cursor::Cursor;
-use crate::event::{Event, Update};
-use crate::history::{Backlog, History, Stamp};
-use crate::metrics::METRICS;
+use crate::system::METRICS;
+pub use cursor::Cursor;
+pub use event::{Event, Update};
+pub use history::{Backlog, Dating, History};
 
 /// How many events a subscriber may be behind before it loses its channel. Few, because the channel
 /// is memory per client, and because one that lost it finds what it missed in the history.
@@ -23,28 +30,31 @@ const CHANNEL_CAPACITY: usize = 8;
 pub struct Feed {
     /// The channels that an update is handed to. Held while all of them are served (`try_send`
     /// only, which never waits), so two updates cannot overtake each other.
-    roster: Mutex<Roster>,
+    subscribers: Mutex<Subscribers>,
     /// Held for a look or a push, never for I/O and never while threads are woken.
-    door: Mutex<Door>,
+    state: Mutex<State>,
 }
 
-struct Door {
+struct State {
     history: History,
-    /// Subscribers since anything was last sent to all, on their way to the roster.
-    newcomers: Roster,
+    /// Subscribers since anything was last sent to all, on their way to the others.
+    newcomers: Subscribers,
     next_number: u64,
     /// The status that newcomers have to be told: an event while prices are stale.
     stale: Option<Arc<Event>>,
     last_published: Option<Instant>,
     /// When anything was last sent to all.
     last_sent: Instant,
-    /// Set when the service ends: nobody may subscribe any more.
-    closed: bool,
+    /// Every subscription holds a clone of it. Gone when the feed has closed: nobody may subscribe
+    /// any more.
+    open: Option<Sender<Infallible>>,
+    /// Closes when the feed has closed and the last subscriber has left.
+    all_gone: Receiver<Infallible>,
 }
 
 /// The channels of subscribers by the number of each, in the order of arrival. One ends when the
 /// subscriber leaves, when it falls so far behind that it is full, or when the feed closes.
-type Roster = BTreeMap<u64, Sender<Arc<Event>>>;
+type Subscribers = BTreeMap<u64, Sender<Arc<Event>>>;
 
 /// What `subscribe` hands to a client's thread: everything up to now, and a channel for the rest.
 pub struct Subscription {
@@ -55,10 +65,13 @@ pub struct Subscription {
     pub live: Receiver<Arc<Event>>,
     number: u64,
     feed: Arc<Feed>,
+    _open: Sender<Infallible>,
 }
 
 /// How the feed is doing at one moment.
 pub struct Condition {
+    /// The newest update that has not expired.
+    pub latest: Option<Update>,
     /// How many updates are retained.
     pub updates: usize,
     /// Time since the last update; `None` before the first.
@@ -69,53 +82,69 @@ pub struct Condition {
 
 impl Feed {
     pub fn new(history: History) -> Arc<Feed> {
-        let door = Door {
+        let (open, all_gone) = bounded(0);
+        let state = State {
             history,
-            newcomers: Roster::new(),
+            newcomers: Subscribers::new(),
             next_number: 0,
             stale: None,
             last_published: None,
             last_sent: Instant::now(),
-            closed: false,
+            open: Some(open),
+            all_gone,
         };
-        Arc::new(Feed { roster: Mutex::default(), door: Mutex::new(door) })
+        Arc::new(Feed { subscribers: Mutex::default(), state: Mutex::new(state) })
     }
 
-    /// Publishes a price, and tells whether it did: one that is dated by its source and not newer
+    /// Publishes a price, and tells whether it did: one that an origin has dated and that is not newer
     /// than the last is known already. Called by the poller; never waits for a client.
-    pub fn publish(&self, stamp: Stamp, price: f64) -> bool {
-        let roster = self.roster.lock();
-        let mut door = self.door.lock();
-        let Some(event) = door.history.push(stamp, price) else {
-            return false;
-        };
-        door.last_published = Some(Instant::now());
-        METRICS.updates_published.inc();
-        let recovered = door.stale.take().map(|_| Arc::new(Event::fresh()));
-        deliver(roster, door, recovered.into_iter().chain([event]));
-        true
+    pub fn publish(&self, update: Update) -> bool {
+        self.send(|state| {
+            let event = state.history.push(update)?;
+            state.last_published = Some(Instant::now());
+            METRICS.updates_published.inc();
+            let recovered = state.stale.take().map(|_| Arc::new(Event::fresh()));
+            Some(recovered.into_iter().chain([event]))
+        })
     }
 
     /// Tells every subscriber, and whoever comes later, that prices have stopped coming.
-    /// Called by the poller, once per trouble; the next `publish` ends it.
+    /// Called by the poller, once per outage; the next `publish` ends it.
     pub fn mark_stale(&self, reason: &str) {
-        let roster = self.roster.lock();
-        let mut door = self.door.lock();
-        let event = Arc::new(Event::stale(door.history.newest(), reason));
-        door.stale = Some(event.clone());
-        deliver(roster, door, [event]);
+        self.send(|state| {
+            let event = Arc::new(Event::stale(state.history.newest(), reason));
+            state.stale = Some(event.clone());
+            Some([event])
+        });
     }
 
     /// Sends a heartbeat to every subscriber if nothing was sent for so long; returns when to look
-    /// again. Called by the heart.
+    /// again. Called by the heartbeat.
     pub fn beat(&self, heartbeat: Duration) -> Instant {
-        let roster = self.roster.lock();
-        let door = self.door.lock();
-        if door.last_sent.elapsed() < heartbeat {
-            return door.last_sent + heartbeat;
+        let is_due = |state: &mut State| state.last_sent.elapsed() >= heartbeat;
+        self.send(|state| is_due(state).then(|| [Arc::new(Event::heartbeat())]));
+        self.state.lock().last_sent + heartbeat
+    }
+
+    /// Hands to every channel what `make` finds to be told, if anything; a channel that is full is
+    /// dropped, which its subscriber will notice. Whoever subscribes once the state is free again
+    /// learns it from the state.
+    fn send<E>(&self, make: impl FnOnce(&mut State) -> Option<E>) -> bool
+    where
+        E: IntoIterator<Item = Arc<Event>>,
+    {
+        let mut subscribers = self.subscribers.lock();
+        let mut state = self.state.lock();
+        let Some(events) = make(&mut state) else {
+            return false;
+        };
+        state.last_sent = Instant::now();
+        subscribers.append(&mut state.newcomers);
+        drop(state);
+        for event in events {
+            subscribers.retain(|_, channel| channel.try_send(event.clone()).is_ok());
         }
-        deliver(roster, door, [Arc::new(Event::heartbeat())]);
-        Instant::now() + heartbeat
+        true
     }
 
     /// Takes the backlog after `from` and registers a channel for what follows, both under one lock:
@@ -123,45 +152,42 @@ impl Feed {
     /// Called by a client's thread, again whenever its channel has ended.
     pub fn subscribe(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
         let (channel, live) = channel();
-        let mut door = self.door.lock();
-        if door.closed {
-            return None;
-        }
-        let number = door.next_number;
-        door.next_number += 1;
-        door.newcomers.insert(number, channel);
-        let (backlog, stale) = (door.history.backlog(from), door.stale.clone());
-        Some(Subscription { stale, backlog, live, number, feed: self.clone() })
+        let mut state = self.state.lock();
+        let open = state.open.clone()?;
+        let number = state.next_number;
+        state.next_number += 1;
+        state.newcomers.insert(number, channel);
+        let (backlog, stale) = (state.history.backlog(from), state.stale.clone());
+        Some(Subscription { stale, backlog, live, number, feed: self.clone(), _open: open })
     }
 
     /// Forgets what is older than the retention; returns when to do so again. Called by the janitor.
     pub fn expire(&self) -> Instant {
-        self.door.lock().history.expire()
+        self.state.lock().history.expire()
     }
 
-    /// Ends every subscription and admits no other. Called once, when the service stops.
-    pub fn close(&self) {
-        let mut roster = self.roster.lock();
-        let mut door = self.door.lock();
-        door.closed = true;
-        let leaving = (mem::take(&mut *roster), mem::take(&mut door.newcomers));
-        drop((door, roster));
+    /// Ends every subscription and admits no other. The channel that it returns closes when the last
+    /// subscriber has left. Called once, by `main`, when the service stops.
+    pub fn close(&self) -> Receiver<Infallible> {
+        let mut subscribers = self.subscribers.lock();
+        let mut state = self.state.lock();
+        state.open = None;
+        let all_gone = state.all_gone.clone();
+        let leaving = (mem::take(&mut *subscribers), mem::take(&mut state.newcomers));
+        drop((state, subscribers));
         // Which wakes them all.
         drop(leaving);
-    }
-
-    /// The newest update that has not expired, if there is one.
-    pub fn latest(&self) -> Option<Update> {
-        self.door.lock().history.latest()
+        all_gone
     }
 
     /// How the feed is doing, for health and metrics.
     pub fn condition(&self) -> Condition {
-        let door = self.door.lock();
+        let state = self.state.lock();
         Condition {
-            updates: door.history.count(),
-            age: door.last_published.map(|at| at.elapsed()),
-            stale: door.stale.is_some(),
+            latest: state.history.latest(),
+            updates: state.history.count(),
+            age: state.last_published.map(|at| at.elapsed()),
+            stale: state.stale.is_some(),
         }
     }
 }
@@ -173,41 +199,32 @@ fn channel() -> (Sender<Arc<Event>>, Receiver<Arc<Event>>) {
     bounded(CHANNEL_CAPACITY)
 }
 
-/// Hands events to every channel; one that is full is dropped, which its subscriber will notice.
-/// Whoever subscribes once the door is open again is told of them by the door.
-fn deliver(
-    mut roster: MutexGuard<Roster>,
-    mut door: MutexGuard<Door>,
-    events: impl IntoIterator<Item = Arc<Event>>,
-) {
-    door.last_sent = Instant::now();
-    roster.append(&mut door.newcomers);
-    drop(door);
-    for event in events {
-        roster.retain(|_, channel| channel.try_send(event.clone()).is_ok());
-    }
-}
-
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut roster = self.feed.roster.lock();
-        if roster.remove(&self.number).is_none() {
-            self.feed.door.lock().newcomers.remove(&self.number);
+        let mut subscribers = self.feed.subscribers.lock();
+        if subscribers.remove(&self.number).is_none() {
+            self.feed.state.lock().newcomers.remove(&self.number);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_channel::TryRecvError;
+
     use super::*;
 
     const STARTED: u64 = 1_000;
     const HOUR: Duration = Duration::from_secs(3600);
 
+    fn update(timestamp: u64) -> Update {
+        Update { timestamp, price: timestamp as f64 }
+    }
+
     fn feed_with(times: &[u64], capacity: usize) -> Arc<Feed> {
-        let feed = Feed::new(History::new(STARTED, HOUR, capacity));
+        let feed = Feed::new(History::new(Dating::Own, STARTED, HOUR, capacity));
         for &time in times {
-            assert!(feed.publish(Stamp::Retrieved(time), time as f64));
+            assert!(feed.publish(update(time)));
         }
         feed
     }
@@ -256,10 +273,10 @@ mod tests {
 
     #[test]
     fn what_is_older_than_the_retention_expires() {
-        let feed = Feed::new(History::new(STARTED, Duration::ZERO, 10));
-        feed.publish(Stamp::Retrieved(2_000), 1.0);
+        let feed = Feed::new(History::new(Dating::Own, STARTED, Duration::ZERO, 10));
+        feed.publish(update(2_000));
         feed.expire();
-        assert_eq!(feed.latest(), None);
+        assert_eq!(feed.condition().latest, None);
         assert_eq!(ask(&feed, Cursor::After(2_000)), (vec![], None));
         assert_eq!(ask(&feed, Cursor::After(1_500)), (vec![], gap(1_500, None)));
     }
@@ -274,9 +291,9 @@ mod tests {
 
     #[test]
     fn a_dated_update_keeps_its_time_and_is_published_once() {
-        let feed = feed_with(&[], 10);
+        let feed = Feed::new(History::new(Dating::Origin, STARTED, HOUR, 10));
         for (time, is_new) in [(400, true), (400, false), (300, false), (2_000, true)] {
-            assert_eq!(feed.publish(Stamp::Dated(time), 1.0), is_new);
+            assert_eq!(feed.publish(update(time)), is_new);
         }
         assert_eq!(ask(&feed, Cursor::After(0)).0, [400, 2_000]);
         // It is older than this process, but nothing after it was lost.
@@ -298,7 +315,7 @@ mod tests {
         let feed = feed_with(&[], 1_000);
         let slow = feed.subscribe(Cursor::Latest).unwrap();
         for time in 0..100 {
-            feed.publish(Stamp::Retrieved(2_000 + time), 1.0);
+            feed.publish(update(2_000 + time));
         }
         let received = slow.live.iter().count() as u64;
         assert!(received < 100, "a bounded channel");
@@ -314,7 +331,7 @@ mod tests {
         let late = feed.subscribe(Cursor::Latest).unwrap();
         let stale = Event::stale(Some(2_000), "timed out").wire;
         assert_eq!(late.stale.as_ref().unwrap().wire, stale);
-        feed.publish(Stamp::Retrieved(3_000), 1.0);
+        feed.publish(update(3_000));
         let told = |subscription: &Subscription| -> Vec<_> {
             subscription.live.try_iter().map(|event| event.wire.clone()).collect()
         };
@@ -328,20 +345,24 @@ mod tests {
     fn who_leaves_costs_nothing_any_more() {
         let feed = feed_with(&[], 10);
         let settled = feed.subscribe(Cursor::Latest).unwrap();
-        feed.publish(Stamp::Retrieved(2_000), 1.0);
+        feed.publish(update(2_000));
         let fresh = feed.subscribe(Cursor::Latest).unwrap();
         drop((settled, fresh));
-        assert!(feed.roster.lock().is_empty() && feed.door.lock().newcomers.is_empty());
+        assert!(feed.subscribers.lock().is_empty() && feed.state.lock().newcomers.is_empty());
     }
 
     #[test]
     fn closing_ends_every_subscription_and_admits_no_other() {
         let feed = feed_with(&[], 10);
         let settled = feed.subscribe(Cursor::Latest).unwrap();
-        feed.publish(Stamp::Retrieved(2_000), 1.0);
+        feed.publish(update(2_000));
         let fresh = feed.subscribe(Cursor::Latest).unwrap();
-        feed.close();
+        let all_gone = feed.close();
         assert_eq!((settled.live.iter().count(), fresh.live.iter().count()), (1, 0));
         assert!(feed.subscribe(Cursor::Latest).is_none());
+        drop(settled);
+        assert_eq!(all_gone.try_recv(), Err(TryRecvError::Empty), "one is still here");
+        drop(fresh);
+        assert_eq!(all_gone.try_recv(), Err(TryRecvError::Disconnected));
     }
 }

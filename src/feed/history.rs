@@ -5,15 +5,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cursor::Cursor;
-use crate::event::{Event, Update};
-use crate::poller::unix_millis;
+use super::cursor::Cursor;
+use super::event::{Event, Update};
+use crate::system::unix_millis;
 
 /// A backlog up to this long is joined for the client; a longer one is cut out of what all share.
 const SMALL_BACKLOG: usize = 64;
-
-/// Clocks of replicas and origin may differ by so many milliseconds.
-const CLOCKS_DIFFER: u64 = 60_000;
 
 pub struct History {
     updates: VecDeque<Entry>,
@@ -22,10 +19,9 @@ pub struct History {
     joined: Option<Arc<str>>,
     /// The newest update that is gone, or the start of this process: nothing is known before it.
     horizon: u64,
-    /// The newest timestamp ever given, so that they increase even when the clock steps back.
-    newest: Option<u64>,
-    /// Whether updates have the time of an origin.
-    dated: bool,
+    /// The newest timestamp ever given (0: none), so that they increase even when the clock steps back.
+    newest: u64,
+    dating: Dating,
     retention: Duration,
     capacity: usize,
 }
@@ -39,13 +35,33 @@ struct Entry {
     begin: usize,
 }
 
-/// When an update was retrieved, in Unix milliseconds.
-#[derive(Clone, Copy)]
-pub enum Stamp {
-    /// By this machine's clock. Where that has stepped back, the update is dated just after the last.
-    Retrieved(u64),
-    /// By the source's own word, which is kept as it is.
-    Dated(u64),
+/// Where the timestamps of updates come from: the same for all updates of a process.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Dating {
+    /// This machine's clock. Where that has stepped back, an update is dated just after the last.
+    Own,
+    /// An origin's word, kept as it is. Other replicas of it have the same updates, and a client may
+    /// come from one that was ahead.
+    Origin,
+}
+
+impl Dating {
+    /// Clocks of replicas and origin may differ by so many milliseconds.
+    const CLOCKS_DIFFER: u64 = 60_000;
+
+    /// The timestamp of an update that comes with this one; `None` where it is not a new update.
+    fn date(self, timestamp: u64, newest: u64, horizon: u64) -> Option<u64> {
+        match self {
+            Dating::Own => Some(timestamp.max(newest.max(horizon) + 1)),
+            Dating::Origin => Some(timestamp).filter(|_| timestamp > newest),
+        }
+    }
+
+    /// Whether an update above the newest may have this timestamp: nobody can have had one of the
+    /// future, or one that our own clock has yet to date.
+    fn expects(self, timestamp: u64) -> bool {
+        self == Dating::Origin && timestamp < unix_millis() + Dating::CLOCKS_DIFFER
+    }
 }
 
 /// What a client has missed: updates in their wire form, oldest first, ready to be written at once.
@@ -68,37 +84,25 @@ impl Backlog {
 impl History {
     /// An empty history that keeps updates for `retention`, and never more than `capacity` of them.
     /// `started` is the present (Unix milliseconds): nothing is known of what came before.
-    pub fn new(started: u64, retention: Duration, capacity: usize) -> History {
+    pub fn new(dating: Dating, started: u64, retention: Duration, capacity: usize) -> History {
         History {
             updates: VecDeque::new(),
             joined: None,
             horizon: started,
-            newest: None,
-            dated: false,
+            newest: 0,
+            dating,
             retention,
             capacity,
         }
     }
 
-    /// A history of updates that an origin dates.
-    pub fn dated(self, dated: bool) -> History {
-        History { dated, ..self }
-    }
-
     /// Adds an update, and returns its event; `None` where it is not a new one.
-    pub fn push(&mut self, stamp: Stamp, price: f64) -> Option<Arc<Event>> {
-        let timestamp = match (stamp, self.newest) {
-            (Stamp::Retrieved(time), newest) => time.max(newest.unwrap_or(self.horizon) + 1),
-            (Stamp::Dated(time), Some(newest)) if time <= newest => return None,
-            (Stamp::Dated(time), _) => time,
-        };
-        if matches!(stamp, Stamp::Dated(_)) && self.newest.is_none() {
-            // An origin's latest update may be older than this process, which has then lost nothing
-            // after it.
-            self.horizon = self.horizon.min(timestamp);
-        }
-        self.newest = Some(timestamp);
-        let update = Update { timestamp, price };
+    pub fn push(&mut self, update: Update) -> Option<Arc<Event>> {
+        let timestamp = self.dating.date(update.timestamp, self.newest, self.horizon)?;
+        // An origin's first may be older than this process, which has then lost nothing after it.
+        self.horizon = self.horizon.min(timestamp);
+        self.newest = timestamp;
+        let update = Update { timestamp, ..update };
         let event = Arc::new(Event::update(update));
         let begin = self.updates.back().map_or(0, |last| last.begin + last.event.wire.len());
         let entry = Entry { update, event: event.clone(), published: Instant::now(), begin };
@@ -141,11 +145,10 @@ impl History {
                 (after != 0 && after < self.horizon).then(|| Event::gap(after, oldest)),
             ),
         };
-        let newest = self.newest.unwrap_or(0);
         let position = match from {
             // It has an update that another replica of the same origin had first.
-            Cursor::After(at) if at > newest && self.expects(at) => from,
-            _ => Cursor::After(newest),
+            Cursor::After(at) if at > self.newest && self.dating.expects(at) => from,
+            _ => Cursor::After(self.newest),
         };
         let updates = self.updates.len() - start;
         let (joined, start) = if updates <= SMALL_BACKLOG {
@@ -157,12 +160,6 @@ impl History {
         Backlog { gap, updates, position, joined, start }
     }
 
-    /// Whether an update dated at this time may still come: nobody can have had one of the future,
-    /// or one that our own clock has yet to date.
-    fn expects(&self, time: u64) -> bool {
-        self.dated && time < unix_millis() + CLOCKS_DIFFER
-    }
-
     /// The newest update that has not expired.
     pub fn latest(&self) -> Option<Update> {
         self.updates.back().map(|entry| entry.update)
@@ -170,7 +167,7 @@ impl History {
 
     /// The newest timestamp ever given.
     pub fn newest(&self) -> Option<u64> {
-        self.newest
+        Some(self.newest).filter(|newest| *newest > 0)
     }
 
     /// How many updates are retained.

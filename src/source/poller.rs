@@ -2,29 +2,30 @@
 //! Shares the feed; nobody waits for it, and it waits for nobody but the source.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use crate::config::Config;
-use crate::crew::Shutdown;
-use crate::feed::Feed;
-use crate::history::Stamp;
-use crate::metrics::METRICS;
-use crate::source::{Failure, Fetcher, Quote, Source};
-use crate::trouble::Trouble;
+use super::Source;
+use super::fetch::{Failure, Fetcher};
+use super::outage::Outage;
+use crate::feed::{Dating, Feed, Update};
+use crate::system::{METRICS, Shutdown};
 
 /// After so many intervals without an update the price is stale.
 const STALE_AFTER: u32 = 3;
+/// How much of the interval an answer may take.
+const TIMEOUT: f64 = 0.8;
 /// An origin has a pace of its own, which is not our interval. It is learned, from this up, and not
 /// from a pause so long that it was an outage.
 const ORIGIN_PACE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 pub struct Poller {
+    /// The name of the source.
     name: &'static str,
+    dating: Dating,
     fetcher: Fetcher,
     feed: Arc<Feed>,
     interval: Duration,
-    shutdown: Shutdown,
-    trouble: Option<Trouble>,
+    outage: Option<Outage>,
     /// When the last update was published, or polling began.
     last_update: Instant,
     /// How long after the last update the price is stale.
@@ -33,55 +34,50 @@ pub struct Poller {
 }
 
 impl Poller {
-    pub fn new(source: Source, config: &Config, feed: Arc<Feed>, shutdown: Shutdown) -> Poller {
-        let interval = config.interval;
-        let patience = pace(&source, interval);
+    pub fn new(source: Source, interval: Duration, feed: Arc<Feed>) -> Poller {
         Poller {
             name: source.name,
-            fetcher: Fetcher::new(source, config.source_timeout()),
+            dating: source.dating(),
+            patience: pace(source.dating(), interval) * STALE_AFTER,
+            fetcher: Fetcher::new(source, interval.mul_f64(TIMEOUT)),
             feed,
             interval,
-            shutdown,
-            trouble: None,
+            outage: None,
             last_update: Instant::now(),
-            patience: patience * STALE_AFTER,
             stale: false,
         }
     }
 
     /// Runs until shutdown.
-    pub fn run(mut self) {
+    pub fn run(mut self, shutdown: &Shutdown) {
         let start = Instant::now();
         let mut due = start;
-        while self.wait_until(due) {
+        while self.wait_until(due, shutdown) {
             let began = Instant::now();
             let result = self.fetcher.fetch();
             METRICS.fetch_duration.observe(began.elapsed().as_secs_f64());
             let pause = match result {
-                Ok(quote) => self.publish(quote),
+                Ok(update) => self.publish(update),
                 Err(failure) => self.fail(&failure),
             };
-            due = match pause {
-                None => next_tick(start, self.interval),
-                Some(pause) => Instant::now() + pause,
-            };
+            due = pause.map_or_else(|| next_tick(start, self.interval), |it| Instant::now() + it);
         }
     }
 
     /// Sleeps until the next tick, and tells in time when the price has become stale. False when
     /// the service ends.
-    fn wait_until(&mut self, due: Instant) -> bool {
+    fn wait_until(&mut self, due: Instant, shutdown: &Shutdown) -> bool {
         loop {
             let stale_at = self.last_update + self.patience;
             if !self.stale && stale_at <= Instant::now() {
                 self.stale = true;
-                let reason =
-                    self.trouble.as_ref().map_or("no new price", |trouble| &trouble.reason);
+                let outage = self.outage.as_ref().map(|outage| outage.reason.to_string());
+                let reason = outage.as_deref().unwrap_or("no new price");
                 self.feed.mark_stale(reason);
                 log::warn!("the price is stale: {reason}");
             }
             let next = if self.stale { due } else { due.min(stale_at) };
-            if self.shutdown.wait_until(next) {
+            if shutdown.wait_until(next) {
                 return false;
             }
             if Instant::now() >= due {
@@ -90,14 +86,13 @@ impl Poller {
         }
     }
 
-    fn publish(&mut self, quote: Quote) -> Option<Duration> {
-        METRICS.fetches.inc("outcome=\"ok\"".into());
-        if let Some(trouble) = self.trouble.take() {
-            trouble.end(self.name);
+    fn publish(&mut self, update: Update) -> Option<Duration> {
+        METRICS.fetches.inc(&[&"ok"]);
+        if let Some(outage) = self.outage.take() {
+            outage.end();
         }
-        let stamp = quote.timestamp.map_or_else(|| Stamp::Retrieved(unix_millis()), Stamp::Dated);
-        if self.feed.publish(stamp, quote.price) {
-            if quote.timestamp.is_some() {
+        if self.feed.publish(update) {
+            if self.dating == Dating::Origin {
                 let pace = self.last_update.elapsed().clamp(ORIGIN_PACE.0, ORIGIN_PACE.1);
                 self.patience = pace.max(self.interval) * STALE_AFTER;
             }
@@ -108,10 +103,9 @@ impl Poller {
     }
 
     fn fail(&mut self, failure: &Failure) -> Option<Duration> {
-        METRICS.fetches.inc(format!("outcome=\"{}\"", failure.reason));
-        let name = self.name;
-        let trouble = self.trouble.get_or_insert_with(|| Trouble::new(name, failure));
-        trouble.note(name, failure, self.interval)
+        METRICS.fetches.inc(&[&failure.reason]);
+        let outage = self.outage.get_or_insert_with(|| Outage::new(self.name, failure));
+        outage.note(failure, self.interval)
     }
 }
 
@@ -123,14 +117,8 @@ fn next_tick(start: Instant, interval: Duration) -> Instant {
 }
 
 /// How often updates can be expected at least: an origin's come at a pace that is not our interval.
-pub fn pace(source: &Source, interval: Duration) -> Duration {
-    if source.timestamp_at.is_some() { interval.max(ORIGIN_PACE.0) } else { interval }
-}
-
-/// This machine's clock in Unix milliseconds.
-pub fn unix_millis() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.map_or(0, |now| now.as_millis() as u64)
+pub fn pace(dating: Dating, interval: Duration) -> Duration {
+    if dating == Dating::Origin { interval.max(ORIGIN_PACE.0) } else { interval }
 }
 
 #[cfg(test)]

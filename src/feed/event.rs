@@ -1,0 +1,85 @@
+//! What travels from the poller to the clients: an update, and the events of the stream.
+//! An event is encoded for the wire once, by the thread that makes it, and then shared by all.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// A price of one bitcoin in USD and when it was retrieved, in Unix milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Update {
+    pub timestamp: u64,
+    pub price: f64,
+}
+
+impl Update {
+    pub fn to_json(self) -> String {
+        serde_json::to_string(&self).expect("two numbers always have a JSON form")
+    }
+}
+
+/// One Server-Sent Event, ready to be written.
+#[derive(Debug)]
+pub struct Event {
+    /// Where it is an update. Only then it has an id on the wire: any other would move the point from
+    /// which a browser recovers.
+    pub update: Option<Update>,
+    pub wire: Box<str>,
+}
+
+impl Event {
+    /// The unnamed event of an update; its id is the timestamp, so a client's cursor is a time.
+    pub fn update(update: Update) -> Event {
+        let wire = format!("id: {}\ndata: {}\n\n", update.timestamp, update.to_json());
+        Event { update: Some(update), wire: wire.into() }
+    }
+
+    /// Tells that prices have stopped coming; `since` is the timestamp of the last one.
+    pub fn stale(since: Option<u64>, reason: &str) -> Event {
+        Event::named("status", &json!({"stale": true, "since": since, "reason": reason}))
+    }
+
+    /// Tells that prices are coming again.
+    pub fn fresh() -> Event {
+        Event::named("status", &json!({"stale": false}))
+    }
+
+    /// Tells that something after `since` is gone; `oldest` is the first update that is not.
+    pub fn gap(since: u64, oldest: Option<u64>) -> Event {
+        Event::named("gap", &json!({"since": since, "oldest": oldest}))
+    }
+
+    /// Tells nothing, but keeps the stream open.
+    pub fn heartbeat() -> Event {
+        Event { update: None, wire: ":\n\n".into() }
+    }
+
+    fn named(name: &str, data: &Value) -> Event {
+        Event { update: None, wire: format!("event: {name}\ndata: {data}\n\n").into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_has_exactly_two_fields_and_its_timestamp_as_id() {
+        let event = Event::update(Update { timestamp: 1795426752977, price: 97123.45 });
+        assert_eq!(
+            &*event.wire,
+            "id: 1795426752977\ndata: {\"timestamp\":1795426752977,\"price\":97123.45}\n\n"
+        );
+    }
+
+    #[test]
+    fn events_without_an_update_have_no_id() {
+        assert_eq!(
+            &*Event::gap(5, None).wire,
+            "event: gap\ndata: {\"oldest\":null,\"since\":5}\n\n"
+        );
+        assert_eq!(
+            &*Event::stale(Some(7), "timed out").wire,
+            "event: status\ndata: {\"reason\":\"timed out\",\"since\":7,\"stale\":true}\n\n"
+        );
+    }
+}

@@ -1,0 +1,75 @@
+//! A response: a status, headers and usually a body. Made and written by the connection's thread;
+//! shares nothing.
+
+use std::io::Write;
+
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimePrinter;
+use serde_json::json;
+use tiny_http::StatusCode;
+
+/// The answer to one request.
+#[derive(Clone)]
+pub struct Response {
+    pub status: u16,
+    /// Lines of the head, each with its end.
+    headers: String,
+    body: Option<Vec<u8>>,
+}
+
+impl Response {
+    /// A response with a body of known length.
+    pub fn new(content_type: &str, body: Vec<u8>) -> Response {
+        let length = body.len().to_string();
+        let response = Response::bare(200).header("Content-Type", content_type);
+        Response { body: Some(body), ..response.header("Content-Length", &length) }
+    }
+
+    /// A response without a body, or with one that ends when the connection does.
+    pub fn bare(status: u16) -> Response {
+        let response = Response { status, headers: String::with_capacity(256), body: None };
+        response.header("X-Content-Type-Options", "nosniff")
+    }
+
+    /// JSON that any page may read and that nobody may keep: it is about this moment.
+    pub fn json(text: String) -> Response {
+        Response::new("application/json", text.into_bytes())
+            .header("Cache-Control", "no-store")
+            .header("Access-Control-Allow-Origin", "*")
+    }
+
+    /// The form of every error: a status and a sentence that says what was wrong and what is right.
+    pub fn error(status: u16, message: &str) -> Response {
+        Response::json(json!({"error": message}).to_string()).status(status)
+    }
+
+    pub fn status(self, status: u16) -> Response {
+        Response { status, ..self }
+    }
+
+    /// An error that will pass, and in how many seconds to ask again.
+    pub fn unavailable(message: &str) -> Response {
+        Response::error(503, message).header("Retry-After", "5")
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Response {
+        self.headers.extend([name, ": ", value, "\r\n"]);
+        self
+    }
+
+    /// Appends it as it is to be written, in one piece; to `HEAD`, without the body.
+    pub fn append_to(&self, bytes: &mut Vec<u8>, with_body: bool, keep_alive: bool) {
+        let phrase = StatusCode(self.status).default_reason_phrase();
+        let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now());
+        let (status, date, headers) = (self.status, date.unwrap_or_default(), &self.headers);
+        let connection = if keep_alive { "keep-alive" } else { "close" };
+        // Writing to memory cannot fail.
+        let _ = write!(
+            bytes,
+            "HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\n{headers}Connection: {connection}\r\n\r\n"
+        );
+        if let Some(body) = self.body.as_ref().filter(|_| with_body) {
+            bytes.extend_from_slice(body);
+        }
+    }
+}

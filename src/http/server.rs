@@ -1,0 +1,130 @@
+//! The server: the listener, and the loop that gives each connection a thread of its own.
+//! Runs on the thread `accept`, which never waits for a client. Shares the routes with the threads
+//! of the connections.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown as Half, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use super::connection;
+use super::request::MAX_HEAD;
+use super::response::Response;
+use super::routes::Routes;
+use crate::system::{METRICS, Seldom, Shutdown};
+
+/// A peer that acknowledges nothing for so long is gone, however empty the buffers are.
+const DEAD: Duration = Duration::from_secs(20);
+/// Connections that may wait to be accepted; the system lowers it to its own limit. std asks for 128,
+/// and a burst then waits for the second or third SYN of each client.
+const LISTEN_QUEUE: i32 = 16_384;
+/// Per connection, in the kernel, at most (it doubles them). A backlog fits; a stuck client costs no
+/// more, nor does one that sends behind its stream, where nothing is read.
+const SEND_BUFFER: usize = 64 * 1024;
+const RECEIVE_BUFFER: usize = 16 * 1024;
+/// The stack of a connection's thread. The deepest it goes is formatting a log line.
+const STACK: usize = 128 * 1024;
+/// After `accept` found something used up: what waits in the queue is not lost.
+const PAUSE: Duration = Duration::from_millis(50);
+
+pub struct Server {
+    listener: TcpListener,
+    routes: Arc<Routes>,
+    /// Connections at most.
+    limit: u64,
+    faults: Seldom,
+}
+
+/// Binds the address. Connections inherit the options on Linux. Called by `main`.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    let alive = TcpKeepalive::new().with_time(DEAD / 2).with_interval(DEAD / 4);
+    socket.set_tcp_keepalive(&alive)?;
+    // Where it is missing (macOS), a peer whose network is gone is noticed by the write timeout.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(DEAD))?;
+    socket.bind(&address.into())?;
+    socket.listen(LISTEN_QUEUE)?;
+    Ok(socket.into())
+}
+
+impl Server {
+    pub fn new(listener: TcpListener, routes: Routes, limit: u64) -> Arc<Server> {
+        let (routes, faults) = (Arc::new(routes), Seldom::default());
+        Arc::new(Server { listener, routes, limit, faults })
+    }
+
+    /// Accepts until the service ends, whatever happens.
+    pub fn accept(&self, shutdown: &Shutdown) {
+        while !shutdown.has_come() {
+            match self.listener.accept() {
+                Ok((socket, _)) => self.admit(socket),
+                Err(_) if shutdown.has_come() => {}
+                Err(error) => {
+                    METRICS.accept_errors.inc();
+                    if !is_passing(&error) {
+                        self.faults.warn(format_args!("cannot accept connections: {error}"));
+                        shutdown.wait_until(Instant::now() + PAUSE);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends `accept`, which may be waiting for a connection. Called by `main`, after the shutdown
+    /// channel has closed. Where the system refuses it (macOS), the process ends without that thread.
+    pub fn stop(&self) {
+        let _ = SockRef::from(&self.listener).shutdown(Half::Both);
+    }
+
+    /// Starts the thread of a connection, or says that there is no room.
+    fn admit(&self, socket: TcpStream) {
+        let Some(place) = METRICS.connections.take(self.limit) else {
+            METRICS.connections_refused.inc();
+            return refuse(&socket);
+        };
+        let socket = Arc::new(socket);
+        let (served, routes) = (socket.clone(), self.routes.clone());
+        let serve = move || {
+            connection::serve(&served, &routes);
+            drop(served);
+            drop(place);
+        };
+        let thread = Builder::new().name("connection".to_owned()).stack_size(STACK);
+        if let Err(error) = thread.spawn(serve) {
+            METRICS.threads_refused.inc();
+            self.faults.warn(format_args!("no thread for a connection: {error}"));
+            refuse(&socket);
+        }
+    }
+}
+
+/// Whether it is the error of one connection, which has gone again. Any other says that something is
+/// used up: then it is for those who have it to give it back.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    let of_the_network = matches!(error.kind(), HostUnreachable | NetworkUnreachable | NetworkDown);
+    let of_its_end = matches!(error.kind(), ConnectionAborted | ConnectionReset | TimedOut);
+    of_the_network || of_its_end || matches!(error.kind(), Interrupted | PermissionDenied)
+}
+
+/// Says that there is no room, without waiting for the client. What it has sent by now is read:
+/// closing would otherwise reset the connection, and the answer could be lost.
+fn refuse(mut socket: &TcpStream) {
+    let (mut read, mut written) = ([0; MAX_HEAD], Vec::new());
+    let response = Response::unavailable("there are too many connections; come back later");
+    response.append_to(&mut written, true, false);
+    let _ = socket
+        .set_nonblocking(true)
+        .and_then(|()| socket.read(&mut read).or(Ok(0)))
+        .and_then(|_| socket.write_all(&written))
+        .and_then(|()| socket.shutdown(Half::Write))
+        .and_then(|()| socket.read(&mut read));
+}

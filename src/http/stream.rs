@@ -1,0 +1,123 @@
+//! The stream of one client: the backlog that it missed, then updates as they come.
+//! Runs on the thread of the client's connection, and shares the feed with all others.
+
+use std::io::{self, ErrorKind, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, never, select};
+
+use super::response::Response;
+use crate::feed::{Cursor, Event, Feed, Subscription};
+use crate::source::MADE_UP;
+use crate::system::{METRICS, random};
+
+/// Clients come back after 2 to 5 s, each after another time, or a restart would bring all at once.
+const RETRY_MS: (f64, f64) = (2_000.0, 5_000.0);
+
+/// The response head of a stream. Without a length, it ends when the connection does.
+pub fn head(made_up: bool) -> Response {
+    let head = Response::bare(200)
+        .header("Content-Type", "text/event-stream")
+        .header("Cache-Control", "no-store")
+        .header("X-Accel-Buffering", "no")
+        .header("Access-Control-Allow-Origin", "*");
+    if made_up { head.header(MADE_UP.0, MADE_UP.1) } else { head }
+}
+
+/// What a client's thread has while it streams.
+pub struct Stream<'a> {
+    socket: &'a TcpStream,
+    /// The last update that was written, or what the client asked for.
+    position: Cursor,
+}
+
+impl<'a> Stream<'a> {
+    pub fn new(socket: &'a TcpStream, from: Cursor) -> Stream<'a> {
+        Stream { socket, position: from }
+    }
+
+    /// Streams until one side ends it, and tells why it ended, as the metrics name it. A client that
+    /// fell behind subscribes again, from the last update that was written to it, just as if it had
+    /// gone and come back.
+    pub fn run(mut self, feed: &Arc<Feed>, head: &Response, made_up: bool) -> &'static str {
+        match self.stream(feed, head, made_up).map_err(|error| error.kind()) {
+            Ok(()) => "shutdown",
+            // It took nothing for too long.
+            Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => "stuck",
+            // It has closed its connection.
+            Err(_) => "gone",
+        }
+    }
+
+    /// Ends when the feed has closed, or when the client fails.
+    fn stream(&mut self, feed: &Arc<Feed>, head: &Response, made_up: bool) -> io::Result<()> {
+        self.open(head, made_up)?;
+        let mut fell_behind = false;
+        while let Some(subscription) = feed.subscribe(self.position) {
+            self.catch_up(&subscription, fell_behind)?;
+            self.follow(&subscription.live)?;
+            fell_behind = true;
+        }
+        Ok(())
+    }
+
+    // Not inlined, nor is the next, so that their frames are not a part of every client's stack.
+    #[inline(never)]
+    fn open(&mut self, head: &Response, made_up: bool) -> io::Result<()> {
+        let retry = RETRY_MS.0 + random() * (RETRY_MS.1 - RETRY_MS.0);
+        let mut bytes = Vec::with_capacity(1280);
+        head.append_to(&mut bytes, true, false);
+        write!(bytes, "retry: {retry:.0}\n\n")?;
+        if made_up {
+            write!(bytes, ": prices are made up (source: demo)\n\n")?;
+        }
+        self.socket.write_all(&bytes)
+    }
+
+    #[inline(never)]
+    fn catch_up(&mut self, subscription: &Subscription, fell_behind: bool) -> io::Result<()> {
+        let Subscription { stale, backlog, .. } = subscription;
+        METRICS.clients_fell_behind.add(fell_behind.into());
+        if let Some(stale) = stale {
+            self.write(stale)?;
+        } else if fell_behind {
+            // The end of an outage may have been among what it missed.
+            self.write(&Event::fresh())?;
+        }
+        if let Some(gap) = &backlog.gap {
+            self.write(gap)?;
+        }
+        self.socket.write_all(backlog.wire())?;
+        self.position = backlog.position;
+        METRICS.updates_replayed.add(backlog.updates as u64);
+        Ok(())
+    }
+
+    /// Writes events as they come, until the channel has ended.
+    fn follow(&mut self, live: &Receiver<Arc<Event>>) -> io::Result<()> {
+        let nothing = never::<()>();
+        loop {
+            // A receive from one channel would spin and yield before it parks, and so would a select
+            // from one: from two it parks at once.
+            select! {
+                recv(live) -> event => match event {
+                    Ok(event) => self.write(&event)?,
+                    Err(_) => return Ok(()),
+                },
+                recv(nothing) -> _ => {}
+            }
+        }
+    }
+
+    fn write(&mut self, event: &Event) -> io::Result<()> {
+        if let Some(update) = event.update {
+            if matches!(self.position, Cursor::After(last) if update.timestamp <= last) {
+                return Ok(()); // Another replica was ahead of this one and has told it already.
+            }
+            self.position = Cursor::After(update.timestamp);
+            METRICS.updates_delivered.inc();
+        }
+        self.socket.write_all(event.wire.as_bytes())
+    }
+}
