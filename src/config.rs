@@ -1,8 +1,8 @@
 //! The command line and the environment, checked: what comes out of here makes sense.
 //! Read once, by `main`.
 
-use std::fmt::Display;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -48,6 +48,10 @@ pub struct Config {
     /// How long an update is kept for clients that were away
     #[arg(long, env = "BTC_TICKER_RETENTION", default_value = "1h", allow_hyphen_values = true, value_parser = duration)]
     pub retention: Duration,
+
+    /// A file that keeps updates across restarts; without one a restart forgets them
+    #[arg(long, env = "BTC_TICKER_JOURNAL", value_name = "FILE")]
+    pub journal: Option<PathBuf>,
 
     /// A stream that has been quiet for so long gets a comment, to keep it open
     #[arg(long, env = "BTC_TICKER_HEARTBEAT", default_value = "15s", allow_hyphen_values = true, value_parser = duration)]
@@ -133,11 +137,8 @@ impl Config {
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    let wrong = |error: &dyn Display| {
-        format!("write an address and a port, such as 127.0.0.1:8080 ({error})")
-    };
-    let mut found = text.to_socket_addrs().map_err(|error| wrong(&error))?;
-    found.next().ok_or_else(|| wrong(&"no address of that name"))
+    let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
+    found.ok_or_else(|| "write an address and a port, such as 127.0.0.1:8080".into())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

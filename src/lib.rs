@@ -5,8 +5,8 @@
 //! 1. [`source`]: where it comes from. `poller` is the thread that asks at every tick; `fetch` reads an
 //!    answer, `outage` decides when to ask again while there is none, `demo` makes prices up.
 //! 2. [`feed`]: what becomes of it. `history` keeps it for those who are away, subscribers get it at
-//!    once; `event` is its form, `cursor` says from where a client wants to go on; `janitor` and
-//!    `heartbeat` are threads.
+//!    once; `event` is its form, `cursor` says from where a client wants to go on; `janitor`,
+//!    `heartbeat` and `journal` are threads.
 //! 3. [`http`]: how it reaches a client. `server` accepts, `connection` is the thread of each client;
 //!    `request`, `routes`, `response` and `pages` are what it asks and gets; `stream` is where it
 //!    stays.

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use btc_ticker::config::Config;
-use btc_ticker::feed::{Feed, History, heartbeat, janitor};
+use btc_ticker::feed::{Feed, History, Journal, heartbeat, janitor};
 use btc_ticker::http::{Routes, Server, listen};
 use btc_ticker::source::demo::Demo;
 use btc_ticker::source::poller::{Poller, pace};
@@ -59,13 +59,18 @@ fn run(config: &Config) -> Result<(), Failure> {
         env!("CARGO_PKG_VERSION")
     );
 
-    let history = History::new(source.dating(), unix_millis(), retention, MOST_UPDATES);
+    let mut history = History::new(source.dating(), unix_millis(), retention, MOST_UPDATES);
+    let journal = config.journal.as_ref().map(|path| Journal::open(path, &mut history));
+    let journal = journal.transpose()?;
     let feed = Feed::new(history);
     let (tell_full, full) = bounded(1);
     let pace = pace(source.dating(), interval);
     let routes = Routes::new(feed.clone(), &source, pace, limits, tell_full);
     let server = Server::new(listener, routes, limits.connections);
 
+    if let Some(journal) = journal {
+        journal.start(&threads, &feed)?;
+    }
     let poller = Poller::new(source, interval, feed.clone());
     threads.spawn("poller", move |shutdown| poller.run(shutdown))?;
     let kept = feed.clone();

@@ -21,16 +21,14 @@ fn no_number_of_connections_aborts_it() {
     let size = (hard - OWN).min(25_000);
     let source = Source::start();
     let mut server = Server::start(&source, &["--interval", "1s"]);
+    let most = server.metric("btc_ticker_clients_max") as usize;
     for (wave, request) in [
         ("streams", "GET /stream HTTP/1.1\r\n\r\n"),
-        (
-            "streams with a body that does not come",
-            "GET /stream HTTP/1.1\r\nContent-Length: 5000\r\n\r\n",
-        ),
+        ("bodies that do not come", "GET /stream HTTP/1.1\r\nContent-Length: 5000\r\n\r\n"),
     ] {
         let mut crowd = Vec::new();
         for _ in 0..size {
-            // One that finds no place even in the listen backlog has tried.
+            // One that finds no place even in the listen queue has tried.
             let connection =
                 TcpStream::connect_timeout(&server.address, Duration::from_millis(100));
             let Ok(mut connection) = connection else { continue };
@@ -40,6 +38,13 @@ fn no_number_of_connections_aborts_it() {
         let (connected, threads) = (crowd.len(), server.threads());
         println!("{wave}: {connected} of {size} connected, {threads} threads");
         assert!(server.child.try_wait().unwrap().is_none(), "{wave}: {}", server.log());
+        if wave == "streams" {
+            // All that find a place are served.
+            let expected = connected.min(most) as f64;
+            eventually_within(PATIENCE, "a place for each", || {
+                server.metric("btc_ticker_clients") >= expected * 0.99
+            });
+        }
         drop(crowd);
     }
     eventually_within(2 * PATIENCE, "served again", || {

@@ -147,7 +147,7 @@ fn the_log_tells_the_story_of_a_trouble_once() {
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("no price")).collect();
     assert_eq!(lines.iter().filter(|line| line.contains("nothing at /price")).count(), 1, "{log}");
     assert!(lines[0].contains("cost"), "the start of the answer: {log}");
-    assert!(log.contains("again after") && log.contains("the last one: no price"), "{log}");
+    assert!(log.contains("again after") && log.contains("s: no price"), "{log}");
 }
 
 #[test]
@@ -278,9 +278,6 @@ fn metrics_agree_with_what_happened() {
     ] {
         assert_eq!(server.metric(&format!("btc_ticker_{name}")), value, "{name}");
     }
-    let fetches = server.metric("btc_ticker_fetch_duration_seconds_count");
-    assert!(fetches >= 6.0);
-    assert!(server.metric("btc_ticker_fetch_duration_seconds_sum") > 0.0);
     assert!(server.metric("btc_ticker_last_update_age_seconds") > 0.0);
     drop(streams);
     source.allow(u64::MAX / 2);

@@ -429,6 +429,34 @@ fn a_restarted_server_is_followed_without_a_reload() {
     browser.assert_only_network_complaints();
 }
 
+#[test]
+fn with_a_journal_a_restart_shows_only_the_time_that_it_took() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    let journal = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page-journal");
+    let _ = std::fs::remove_file(&journal);
+    let journal = ["--journal", journal.to_str().unwrap()];
+    let server = Server::start(&source, &journal);
+    let address = server.address.to_string();
+    browser.open(&server.url("/"));
+    browser.until("ticker.points.length > 9");
+    silence(&source, &browser);
+    let expected = history(&server, 300);
+    server.stop(Signal::SIGKILL);
+    let server = Server::start_at(&address, &source, &journal);
+    // Who opens the page now has the whole chart at once.
+    browser.open(&server.url("/"));
+    browser
+        .until(&format!("ticker.state === 'stale' && ticker.points.length === {}", expected.len()));
+    assert_eq!(browser.points(), expected);
+    source.say(Say::Prices);
+    browser.until("ticker.state === 'live'");
+    browser.until("ticker.points.filter((point) => point.broken).length === 1");
+    browser.assert_no_complaints();
+}
+
 /// Lets no more updates come, and waits until the page has the last one.
 fn silence(source: &Source, browser: &Browser) {
     source.say(Say::Nothing);

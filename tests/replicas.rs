@@ -169,6 +169,31 @@ fn a_replica_without_a_price_yet_does_not_repeat_either() {
 }
 
 #[test]
+fn a_replica_with_a_journal_comes_back_as_it_was() {
+    let journal = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("replica-journal");
+    let _ = std::fs::remove_file(&journal);
+    let market = Market::open();
+    let journal = ["--journal", journal.to_str().unwrap()];
+    let arguments = [&DATED[..], &QUIET, &journal].concat();
+    let replica = Server::start(&market.source, &arguments);
+    let mut stream = replica.stream("/stream?since=0");
+    let first = stream.update();
+    market.move_on(3, &[&replica]);
+    let seen = [vec![first], stream.updates(3)].concat();
+    replica.stop(Signal::SIGKILL);
+    market.rise();
+    let replica = Server::start(&market.source, &arguments);
+    let header = format!("Last-Event-ID: {}\r\n", seen[1].id.unwrap());
+    let mut stream = replica.stream_with("/stream", &header);
+    eventually("it has what came meanwhile", || price_of(&replica) == Some(5));
+    market.move_on(1, &[&replica]);
+    let again = [seen[..2].to_vec(), stream.updates(4)].concat();
+    assert_eq!(again[..4], seen);
+    let prices: Vec<f64> = again.iter().map(common::Event::price).collect();
+    assert_eq!(prices, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "no gap, nothing twice");
+}
+
+#[test]
 fn a_clock_that_was_ahead_silences_nobody() {
     let source = Source::start();
     source.say(Say::Nothing);

@@ -1,11 +1,12 @@
 //! What travels from the poller to the clients: an update, and the events of the stream.
 //! An event is encoded for the wire once, by the thread that makes it, and then shared by all.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// A price of one bitcoin in USD and when it was retrieved, in Unix milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Update {
     pub timestamp: u64,
     pub price: f64,

@@ -13,24 +13,26 @@ use crate::system::unix_millis;
 const SMALL_BACKLOG: usize = 64;
 
 pub struct History {
-    updates: VecDeque<Entry>,
+    pub(super) updates: VecDeque<Entry>,
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
     /// The newest update that is gone, or the start of this process: nothing is known before it.
     horizon: u64,
     /// The newest timestamp ever given (0: none), so that they increase even when the clock steps back.
-    newest: u64,
+    pub(super) newest: u64,
+    /// When it was last known how old the newest update is, and what it was.
+    last_known: Option<(Instant, Duration)>,
     dating: Dating,
     retention: Duration,
     capacity: usize,
 }
 
-struct Entry {
+pub(super) struct Entry {
     update: Update,
     event: Arc<Event>,
-    /// By the clock that never steps, because age must not depend on the one that does.
-    published: Instant,
+    /// By the clock that never steps, because it must not depend on the one that does.
+    expires: Instant,
     /// Where its wire form begins, counted from where that of some earlier update did.
     begin: usize,
 }
@@ -90,37 +92,50 @@ impl History {
             joined: None,
             horizon: started,
             newest: 0,
+            last_known: None,
             dating,
             retention,
             capacity,
         }
     }
 
-    /// Adds an update, and returns its event; `None` where it is not a new one.
-    pub fn push(&mut self, update: Update) -> Option<Arc<Event>> {
+    /// Takes in what an earlier process has journalled, oldest first, with its true age.
+    pub fn restore(&mut self, updates: &[Update]) {
+        let now = unix_millis();
+        for &update in updates {
+            let age = Duration::from_millis(now.saturating_sub(update.timestamp));
+            self.push(update, Arc::new(Event::update(update)), age);
+        }
+        self.expire();
+    }
+
+    /// The update with the timestamp that it is to have; `None` where it is not a new one.
+    pub fn date(&self, update: Update) -> Option<Update> {
         let timestamp = self.dating.date(update.timestamp, self.newest, self.horizon)?;
-        // An origin's first may be older than this process, which has then lost nothing after it.
-        self.horizon = self.horizon.min(timestamp);
-        self.newest = timestamp;
-        let update = Update { timestamp, ..update };
-        let event = Arc::new(Event::update(update));
+        Some(Update { timestamp, ..update })
+    }
+
+    /// Adds an update that has been dated, and is so old.
+    pub fn push(&mut self, update: Update, event: Arc<Event>, age: Duration) {
+        // The first may be older than this process, which then has all after it.
+        self.horizon = self.horizon.min(update.timestamp);
+        let now = Instant::now();
+        (self.newest, self.last_known) = (update.timestamp, Some((now, age)));
+        let expires = now + self.retention.saturating_sub(age);
         let begin = self.updates.back().map_or(0, |last| last.begin + last.event.wire.len());
-        let entry = Entry { update, event: event.clone(), published: Instant::now(), begin };
-        self.updates.push_back(entry);
+        self.updates.push_back(Entry { update, event, expires, begin });
         self.joined = None;
         if self.updates.len() > self.capacity {
             self.forget_oldest();
         }
-        Some(event)
     }
 
     /// Forgets what is older than the retention, and returns when the next update will be.
     pub fn expire(&mut self) -> Instant {
         let now = Instant::now();
         while let Some(oldest) = self.updates.front() {
-            let end = oldest.published + self.retention;
-            if end > now {
-                return end;
+            if oldest.expires > now {
+                return oldest.expires;
             }
             self.forget_oldest();
         }
@@ -165,14 +180,9 @@ impl History {
         self.updates.back().map(|entry| entry.update)
     }
 
-    /// The newest timestamp ever given.
-    pub fn newest(&self) -> Option<u64> {
-        Some(self.newest).filter(|newest| *newest > 0)
-    }
-
-    /// How many updates are retained.
-    pub fn count(&self) -> usize {
-        self.updates.len()
+    /// How old the newest update is, expired or not.
+    pub fn age(&self) -> Option<Duration> {
+        self.last_known.map(|(at, age)| age + at.elapsed())
     }
 }
 

@@ -7,6 +7,7 @@ mod event;
 pub mod heartbeat;
 mod history;
 pub mod janitor;
+mod journal;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -14,47 +15,57 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::Mutex;
+use crossbeam_channel::{Receiver, Sender, bounded, never};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::system::METRICS;
 pub use cursor::Cursor;
 pub use event::{Event, Update};
 pub use history::{Backlog, Dating, History};
+pub use journal::Journal;
 
 /// How many events a subscriber may be behind before it loses its channel. Few, because the channel
 /// is memory per client, and because one that lost it finds what it missed in the history.
 const CHANNEL_CAPACITY: usize = 8;
 
+/// How long an update waits at most for the journal to have it, before all others get it.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
+
 /// Two locks, always taken in the order in which they stand here.
 pub struct Feed {
-    /// The channels that an update is handed to. Held while all of them are served (`try_send`
-    /// only, which never waits), so two updates cannot overtake each other.
+    /// The channels that an update is handed to. Held while all of them are served, so two updates
+    /// cannot overtake each other: `try_send` only, which never waits, and a moment for the journal.
     subscribers: Mutex<Subscribers>,
     /// Held for a look or a push, never for I/O and never while threads are woken.
     state: Mutex<State>,
+    /// Closes when the feed has closed and the last subscriber has left.
+    all_gone: Receiver<Infallible>,
 }
+
+/// What a subscriber waits for.
+type Live = Receiver<Arc<Event>>;
 
 struct State {
     history: History,
-    /// Subscribers since anything was last sent to all, on their way to the others.
-    newcomers: Subscribers,
-    next_number: u64,
     /// The status that newcomers have to be told: an event while prices are stale.
     stale: Option<Arc<Event>>,
-    last_published: Option<Instant>,
     /// When anything was last sent to all.
     last_sent: Instant,
     /// Every subscription holds a clone of it. Gone when the feed has closed: nobody may subscribe
     /// any more.
     open: Option<Sender<Infallible>>,
-    /// Closes when the feed has closed and the last subscriber has left.
-    all_gone: Receiver<Infallible>,
 }
 
-/// The channels of subscribers by the number of each, in the order of arrival. One ends when the
-/// subscriber leaves, when it falls so far behind that it is full, or when the feed closes.
-type Subscribers = BTreeMap<u64, Sender<Arc<Event>>>;
+/// A channel ends when its subscriber leaves, when that falls so far behind that it is full, or when
+/// the feed closes.
+#[derive(Default)]
+struct Subscribers {
+    /// The journal, by a channel without room: what is sent waits until it is taken.
+    first: Option<Sender<Arc<Event>>>,
+    /// By the number of each, in the order of arrival.
+    others: BTreeMap<u64, Sender<Arc<Event>>>,
+    last_number: u64,
+}
 
 /// What `subscribe` hands to a client's thread: everything up to now, and a channel for the rest.
 pub struct Subscription {
@@ -62,7 +73,7 @@ pub struct Subscription {
     pub stale: Option<Arc<Event>>,
     pub backlog: Backlog,
     /// Events after the backlog; disconnected when the client fell behind or the feed closed.
-    pub live: Receiver<Arc<Event>>,
+    pub live: Live,
     number: u64,
     feed: Arc<Feed>,
     _open: Sender<Infallible>,
@@ -83,36 +94,35 @@ pub struct Condition {
 impl Feed {
     pub fn new(history: History) -> Arc<Feed> {
         let (open, all_gone) = bounded(0);
-        let state = State {
-            history,
-            newcomers: Subscribers::new(),
-            next_number: 0,
-            stale: None,
-            last_published: None,
-            last_sent: Instant::now(),
-            open: Some(open),
-            all_gone,
-        };
-        Arc::new(Feed { subscribers: Mutex::default(), state: Mutex::new(state) })
+        let state = State { history, stale: None, last_sent: Instant::now(), open: Some(open) };
+        Arc::new(Feed { subscribers: Mutex::default(), state: Mutex::new(state), all_gone })
     }
 
     /// Publishes a price, and tells whether it did: one that an origin has dated and that is not newer
-    /// than the last is known already. Called by the poller; never waits for a client.
+    /// than the last is known already. The journal has it before anybody else can see it. Called by
+    /// the poller alone; never waits for a client.
     pub fn publish(&self, update: Update) -> bool {
-        self.send(|state| {
-            let event = state.history.push(update)?;
-            state.last_published = Some(Instant::now());
+        let mut subscribers = self.subscribers.lock();
+        let Some(update) = self.state.lock().history.date(update) else {
+            return false;
+        };
+        let event = Arc::new(Event::update(update));
+        subscribers.first = subscribers.first.take().filter(|first| has_written(first, &event));
+        self.send(subscribers, |state| {
+            state.history.push(update, event.clone(), Duration::ZERO);
             METRICS.updates_published.inc();
             let recovered = state.stale.take().map(|_| Arc::new(Event::fresh()));
             Some(recovered.into_iter().chain([event]))
-        })
+        });
+        true
     }
 
     /// Tells every subscriber, and whoever comes later, that prices have stopped coming.
     /// Called by the poller, once per outage; the next `publish` ends it.
     pub fn mark_stale(&self, reason: &str) {
-        self.send(|state| {
-            let event = Arc::new(Event::stale(state.history.newest(), reason));
+        self.send(self.subscribers.lock(), |state| {
+            let newest = Some(state.history.newest).filter(|newest| *newest > 0);
+            let event = Arc::new(Event::stale(newest, reason));
             state.stale = Some(event.clone());
             Some([event])
         });
@@ -121,42 +131,58 @@ impl Feed {
     /// Sends a heartbeat to every subscriber if nothing was sent for so long; returns when to look
     /// again. Called by the heartbeat.
     pub fn beat(&self, heartbeat: Duration) -> Instant {
-        let is_due = |state: &mut State| state.last_sent.elapsed() >= heartbeat;
-        self.send(|state| is_due(state).then(|| [Arc::new(Event::heartbeat())]));
+        self.send(self.subscribers.lock(), |state| {
+            let is_due = state.last_sent.elapsed() >= heartbeat;
+            is_due.then(|| [Arc::new(Event::heartbeat())])
+        });
         self.state.lock().last_sent + heartbeat
     }
 
     /// Hands to every channel what `make` finds to be told, if anything; a channel that is full is
-    /// dropped, which its subscriber will notice. Whoever subscribes once the state is free again
-    /// learns it from the state.
-    fn send<E>(&self, make: impl FnOnce(&mut State) -> Option<E>) -> bool
+    /// dropped, which its subscriber will notice.
+    fn send<M, E>(&self, mut subscribers: MutexGuard<Subscribers>, make: M)
     where
+        M: FnOnce(&mut State) -> Option<E>,
         E: IntoIterator<Item = Arc<Event>>,
     {
-        let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
-        let Some(events) = make(&mut state) else {
-            return false;
-        };
+        let Some(events) = make(&mut state) else { return };
         state.last_sent = Instant::now();
-        subscribers.append(&mut state.newcomers);
         drop(state);
         for event in events {
-            subscribers.retain(|_, channel| channel.try_send(event.clone()).is_ok());
+            subscribers.others.retain(|_, channel| channel.try_send(event.clone()).is_ok());
         }
-        true
     }
 
     /// Takes the backlog after `from` and registers a channel for what follows, both under one lock:
     /// an update is in one of the two and never in both. `None` when the feed has closed.
     /// Called by a client's thread, again whenever its channel has ended.
     pub fn subscribe(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
-        let (channel, live) = channel();
+        let (channel, live) = bounded(CHANNEL_CAPACITY);
+        let mut subscribers = self.subscribers.lock();
+        subscribers.last_number += 1;
+        let number = subscribers.last_number;
+        subscribers.others.insert(number, channel);
+        self.subscription(from, live, number)
+    }
+
+    /// The same for the journal, which is served before all others. Called by its thread.
+    pub fn subscribe_first(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
+        let (channel, live) = bounded(0);
+        let mut subscribers = self.subscribers.lock();
+        subscribers.first = Some(channel);
+        self.subscription(from, live, 0)
+    }
+
+    /// Called with the lock of the subscribers.
+    fn subscription(
+        self: &Arc<Self>,
+        from: Cursor,
+        live: Live,
+        number: u64,
+    ) -> Option<Subscription> {
         let mut state = self.state.lock();
         let open = state.open.clone()?;
-        let number = state.next_number;
-        state.next_number += 1;
-        state.newcomers.insert(number, channel);
         let (backlog, stale) = (state.history.backlog(from), state.stale.clone());
         Some(Subscription { stale, backlog, live, number, feed: self.clone(), _open: open })
     }
@@ -170,14 +196,12 @@ impl Feed {
     /// subscriber has left. Called once, by `main`, when the service stops.
     pub fn close(&self) -> Receiver<Infallible> {
         let mut subscribers = self.subscribers.lock();
-        let mut state = self.state.lock();
-        state.open = None;
-        let all_gone = state.all_gone.clone();
-        let leaving = (mem::take(&mut *subscribers), mem::take(&mut state.newcomers));
-        drop((state, subscribers));
-        // Which wakes them all.
+        self.state.lock().open = None;
+        // Dropping the channels wakes them all: not while a lock is held.
+        let leaving = mem::take(&mut *subscribers);
+        drop(subscribers);
         drop(leaving);
-        all_gone
+        self.all_gone.clone()
     }
 
     /// How the feed is doing, for health and metrics.
@@ -185,26 +209,29 @@ impl Feed {
         let state = self.state.lock();
         Condition {
             latest: state.history.latest(),
-            updates: state.history.count(),
-            age: state.last_published.map(|at| at.elapsed()),
+            updates: state.history.updates.len(),
+            age: state.history.age(),
             stale: state.stale.is_some(),
         }
     }
 }
 
-/// The channel of one subscriber. Not inlined: what is made on the stack on the way to the heap would
-/// stay in the frame of `subscribe`, and be a page more in each client's memory.
-#[inline(never)]
-fn channel() -> (Sender<Arc<Event>>, Receiver<Arc<Event>>) {
-    bounded(CHANNEL_CAPACITY)
+/// Hands an update to the journal and waits until it is written, but not for long. False where it is
+/// not; then the journal has lost its channel, and subscribes again when it can.
+fn has_written(first: &Sender<Arc<Event>>, event: &Arc<Event>) -> bool {
+    let deadline = Instant::now() + LONGEST_WAIT;
+    // It takes the second when it is done with the first.
+    let both = [event.clone(), Arc::new(Event::heartbeat())];
+    let done = both.into_iter().all(|event| first.send_deadline(event, deadline).is_ok());
+    METRICS.journal_late.add((!done).into());
+    done
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut subscribers = self.feed.subscribers.lock();
-        if subscribers.remove(&self.number).is_none() {
-            self.feed.state.lock().newcomers.remove(&self.number);
-        }
+        // First, so that nobody who holds the lock waits for a journal that has given up.
+        self.live = never();
+        self.feed.subscribers.lock().others.remove(&self.number);
     }
 }
 
@@ -348,7 +375,41 @@ mod tests {
         feed.publish(update(2_000));
         let fresh = feed.subscribe(Cursor::Latest).unwrap();
         drop((settled, fresh));
-        assert!(feed.subscribers.lock().is_empty() && feed.state.lock().newcomers.is_empty());
+        assert!(feed.subscribers.lock().others.is_empty());
+    }
+
+    #[test]
+    fn nobody_sees_an_update_before_the_journal_has_written_it() {
+        let feed = feed_with(&[2_000], 10);
+        let other = feed.subscribe(Cursor::After(2_000)).unwrap();
+        let journal = feed.subscribe_first(Cursor::After(0)).unwrap();
+        assert_eq!(journal.backlog.updates, 1);
+        let publisher = std::thread::spawn({
+            let feed = feed.clone();
+            move || feed.publish(update(3_000))
+        });
+        assert_eq!(journal.live.recv().unwrap().update, Some(update(3_000)));
+        // It is being written now.
+        assert_eq!(feed.condition().latest, Some(update(2_000)));
+        assert!(other.live.is_empty());
+        assert_eq!(journal.live.recv().unwrap().update, None);
+        assert!(publisher.join().unwrap());
+        assert_eq!(other.live.recv().unwrap().update, Some(update(3_000)));
+    }
+
+    #[test]
+    fn a_journal_that_hangs_stops_nobody_and_loses_nothing() {
+        let feed = feed_with(&[], 100);
+        let other = feed.subscribe(Cursor::Latest).unwrap();
+        let journal = feed.subscribe_first(Cursor::After(0)).unwrap();
+        for time in 2_000..2_005 {
+            feed.publish(update(time));
+            assert_eq!(other.live.recv().unwrap().update, Some(update(time)));
+        }
+        assert!(journal.live.recv().is_err(), "it has lost its channel");
+        assert!(METRICS.journal_late.get() > 0);
+        let again = feed.subscribe_first(Cursor::After(2_001)).unwrap();
+        assert_eq!(again.backlog.updates, 3);
     }
 
     #[test]

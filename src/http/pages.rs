@@ -31,7 +31,7 @@ pub fn load(source: &str, made_up: bool, interval: Duration) -> Vec<(&'static st
 }
 
 fn page(content_type: &str, text: &str) -> Response {
-    Response::new(content_type, text.into())
+    Response::new(content_type, text)
         .header("Cache-Control", CACHE)
         .header("Content-Security-Policy", POLICY)
         .header("Referrer-Policy", "no-referrer")

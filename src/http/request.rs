@@ -129,18 +129,14 @@ fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
 /// Where a body begins or ends is a matter of opinion that two programs may not share, so no request
 /// with one is answered, nor any behind it.
 fn refuse_body(headers: &[Header]) -> Result<(), Refusal> {
-    if values(headers, "Transfer-Encoding").next().is_some() {
-        return Err(BODY);
+    let lengths: Vec<String> = values(headers, "Content-Length").collect();
+    let is_number = |text: &String| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    if !lengths.iter().all(is_number) {
+        return Err(MALFORMED);
     }
-    for length in values(headers, "Content-Length") {
-        if length.is_empty() || !length.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(MALFORMED);
-        }
-        if length.bytes().any(|digit| digit != b'0') {
-            return Err(BODY);
-        }
-    }
-    Ok(())
+    let is_chunked = values(headers, "Transfer-Encoding").next().is_some();
+    let has_body = is_chunked || lengths.concat().bytes().any(|digit| digit != b'0');
+    if has_body { Err(BODY) } else { Ok(()) }
 }
 
 fn values<'a>(headers: &'a [Header], name: &'static str) -> impl Iterator<Item = String> + 'a {

@@ -14,26 +14,26 @@ pub struct Response {
     pub status: u16,
     /// Lines of the head, each with its end.
     headers: String,
-    body: Option<Vec<u8>>,
+    body: String,
 }
 
 impl Response {
     /// A response with a body of known length.
-    pub fn new(content_type: &str, body: Vec<u8>) -> Response {
-        let length = body.len().to_string();
+    pub fn new(content_type: &str, body: &str) -> Response {
         let response = Response::bare(200).header("Content-Type", content_type);
-        Response { body: Some(body), ..response.header("Content-Length", &length) }
+        response.header("Content-Length", &body.len().to_string()).body(body)
     }
 
-    /// A response without a body, or with one that ends when the connection does.
+    /// A response without a body.
     pub fn bare(status: u16) -> Response {
-        let response = Response { status, headers: String::with_capacity(256), body: None };
+        let headers = String::with_capacity(256);
+        let response = Response { status, headers, body: String::new() };
         response.header("X-Content-Type-Options", "nosniff")
     }
 
     /// JSON that any page may read and that nobody may keep: it is about this moment.
     pub fn json(text: String) -> Response {
-        Response::new("application/json", text.into_bytes())
+        Response::new("application/json", &text)
             .header("Cache-Control", "no-store")
             .header("Access-Control-Allow-Origin", "*")
     }
@@ -52,6 +52,10 @@ impl Response {
         Response::error(503, message).header("Retry-After", "5")
     }
 
+    pub fn body(self, body: &str) -> Response {
+        Response { body: body.to_owned(), ..self }
+    }
+
     pub fn header(mut self, name: &str, value: &str) -> Response {
         self.headers.extend([name, ": ", value, "\r\n"]);
         self
@@ -68,8 +72,8 @@ impl Response {
             bytes,
             "HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\n{headers}Connection: {connection}\r\n\r\n"
         );
-        if let Some(body) = self.body.as_ref().filter(|_| with_body) {
-            bytes.extend_from_slice(body);
+        if with_body {
+            bytes.extend_from_slice(self.body.as_bytes());
         }
     }
 }

@@ -27,8 +27,8 @@ pub struct Routes {
     source: &'static str,
     /// Whether its prices are.
     made_up: bool,
-    /// The response head of every stream.
-    stream_head: Response,
+    /// How every stream begins.
+    beginning: Response,
     limits: Limits,
     /// Tells the heartbeat that somebody took the last place, or found none.
     full: Sender<()>,
@@ -51,8 +51,8 @@ impl Routes {
         full: Sender<()>,
     ) -> Routes {
         let (source, made_up) = (source.name, source.made_up);
-        let (pages, stream_head) = (pages::load(source, made_up, pace), stream::head(made_up));
-        Routes { feed, pages, source, made_up, stream_head, limits, full }
+        let (pages, beginning) = (pages::load(source, made_up, pace), stream::beginning(made_up));
+        Routes { feed, pages, source, made_up, beginning, limits, full }
     }
 
     /// Answers one request.
@@ -77,8 +77,7 @@ impl Routes {
 
     /// Streams to a client until one side ends it.
     pub fn stream(&self, socket: &TcpStream, from: Cursor, place: Taken) {
-        let stream = Stream::new(socket, from);
-        let reason = stream.run(&self.feed, &self.stream_head, self.made_up);
+        let reason = Stream::new(socket, from).run(&self.feed, &self.beginning);
         METRICS.clients_let_go.inc(&[&reason]);
         drop(place);
     }
@@ -87,7 +86,7 @@ impl Routes {
     fn admit(&self, request: &Request) -> Result<(Cursor, Taken), Response> {
         let from = cursor_of(request).map_err(|message| Response::error(400, &message))?;
         if request.method == Method::Head {
-            return Err(self.stream_head.clone());
+            return Err(self.beginning.clone());
         }
         let place = METRICS.clients.take(self.limits.streams);
         if METRICS.clients.get() >= self.limits.streams {
@@ -142,7 +141,7 @@ impl Routes {
         text.gauge("history_updates", "Updates retained.", "", Some(condition.updates));
         text.gauge("last_update_age_seconds", "Time since the last update.", "", age);
         text.gauge("price_usd", "The latest price of a bitcoin.", &source, price);
-        Response::new("text/plain; version=0.0.4; charset=utf-8", text.0.into_bytes())
+        Response::new("text/plain; version=0.0.4; charset=utf-8", &text.0)
     }
 }
 

@@ -15,14 +15,17 @@ use crate::system::{METRICS, random};
 /// Clients come back after 2 to 5 s, each after another time, or a restart would bring all at once.
 const RETRY_MS: (f64, f64) = (2_000.0, 5_000.0);
 
-/// The response head of a stream. Without a length, it ends when the connection does.
-pub fn head(made_up: bool) -> Response {
+/// How every stream begins. Without a length, it ends when the connection does.
+pub fn beginning(made_up: bool) -> Response {
     let head = Response::bare(200)
         .header("Content-Type", "text/event-stream")
         .header("Cache-Control", "no-store")
         .header("X-Accel-Buffering", "no")
         .header("Access-Control-Allow-Origin", "*");
-    if made_up { head.header(MADE_UP.0, MADE_UP.1) } else { head }
+    if !made_up {
+        return head;
+    }
+    head.header(MADE_UP.0, MADE_UP.1).body(": prices are made up (source: demo)\n\n")
 }
 
 /// What a client's thread has while it streams.
@@ -40,8 +43,8 @@ impl<'a> Stream<'a> {
     /// Streams until one side ends it, and tells why it ended, as the metrics name it. A client that
     /// fell behind subscribes again, from the last update that was written to it, just as if it had
     /// gone and come back.
-    pub fn run(mut self, feed: &Arc<Feed>, head: &Response, made_up: bool) -> &'static str {
-        match self.stream(feed, head, made_up).map_err(|error| error.kind()) {
+    pub fn run(mut self, feed: &Arc<Feed>, beginning: &Response) -> &'static str {
+        match self.stream(feed, beginning).map_err(|error| error.kind()) {
             Ok(()) => "shutdown",
             // It took nothing for too long.
             Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => "stuck",
@@ -51,8 +54,8 @@ impl<'a> Stream<'a> {
     }
 
     /// Ends when the feed has closed, or when the client fails.
-    fn stream(&mut self, feed: &Arc<Feed>, head: &Response, made_up: bool) -> io::Result<()> {
-        self.open(head, made_up)?;
+    fn stream(&mut self, feed: &Arc<Feed>, beginning: &Response) -> io::Result<()> {
+        self.open(beginning)?;
         let mut fell_behind = false;
         while let Some(subscription) = feed.subscribe(self.position) {
             self.catch_up(&subscription, fell_behind)?;
@@ -64,14 +67,12 @@ impl<'a> Stream<'a> {
 
     // Not inlined, nor is the next, so that their frames are not a part of every client's stack.
     #[inline(never)]
-    fn open(&mut self, head: &Response, made_up: bool) -> io::Result<()> {
+    fn open(&mut self, beginning: &Response) -> io::Result<()> {
         let retry = RETRY_MS.0 + random() * (RETRY_MS.1 - RETRY_MS.0);
+        // More than 1 KiB, or the allocator would keep it for this thread.
         let mut bytes = Vec::with_capacity(1280);
-        head.append_to(&mut bytes, true, false);
+        beginning.append_to(&mut bytes, true, false);
         write!(bytes, "retry: {retry:.0}\n\n")?;
-        if made_up {
-            write!(bytes, ": prices are made up (source: demo)\n\n")?;
-        }
         self.socket.write_all(&bytes)
     }
 
@@ -79,14 +80,11 @@ impl<'a> Stream<'a> {
     fn catch_up(&mut self, subscription: &Subscription, fell_behind: bool) -> io::Result<()> {
         let Subscription { stale, backlog, .. } = subscription;
         METRICS.clients_fell_behind.add(fell_behind.into());
-        if let Some(stale) = stale {
-            self.write(stale)?;
-        } else if fell_behind {
-            // The end of an outage may have been among what it missed.
-            self.write(&Event::fresh())?;
-        }
-        if let Some(gap) = &backlog.gap {
-            self.write(gap)?;
+        // The end of an outage may have been among what it missed.
+        let fresh = fell_behind.then(Event::fresh);
+        let status = stale.as_deref().or(fresh.as_ref());
+        for event in status.into_iter().chain(&backlog.gap) {
+            self.write(event)?;
         }
         self.socket.write_all(backlog.wire())?;
         self.position = backlog.position;

@@ -58,7 +58,7 @@ impl fmt::Display for Reason {
 
 /// A source with its connection, which is kept between fetches.
 pub struct Fetcher {
-    source: Source,
+    pub source: Source,
     agent: Agent,
 }
 

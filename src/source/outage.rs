@@ -10,14 +10,12 @@ use crate::system::random;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The longest that a source can send us away for: its `Retry-After` may be a mistake.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
-const SUM_UP_EVERY: Duration = Duration::from_secs(60);
 
 pub struct Outage {
     /// The name of the source.
     source: &'static str,
     began: Instant,
     failures: u32,
-    last_log: Instant,
     /// The last failure's, for those who ask why prices have stopped coming.
     pub reason: Reason,
 }
@@ -26,8 +24,7 @@ impl Outage {
     /// Begins with the first failure. Says all there is to say about it.
     pub fn new(source: &'static str, failure: &Failure) -> Outage {
         log::warn!("no price from {source}: {} ({})", failure.reason, failure.detail);
-        let now = Instant::now();
-        Outage { source, began: now, failures: 0, last_log: now, reason: failure.reason }
+        Outage { source, began: Instant::now(), failures: 0, reason: failure.reason }
     }
 
     /// Takes note of a failure, and returns how long to leave the source alone; `None` is until the
@@ -35,10 +32,6 @@ impl Outage {
     pub fn note(&mut self, failure: &Failure, interval: Duration) -> Option<Duration> {
         self.failures += 1;
         self.reason = failure.reason;
-        if self.last_log.elapsed() >= SUM_UP_EVERY {
-            self.last_log = Instant::now();
-            log::warn!("still no price from {}: {}", self.source, self.summary());
-        }
         let asked = failure.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER));
         let own = (self.failures > 1).then(|| backoff(self.failures, interval));
         asked.max(own)
@@ -46,13 +39,9 @@ impl Outage {
 
     /// Ends with a success.
     pub fn end(self) {
-        log::info!("prices from {} again after {}", self.source, self.summary());
-    }
-
-    fn summary(&self) -> String {
-        let (n, s) = (self.failures, self.began.elapsed().as_secs_f64());
-        let n = if n == 1 { "1 failure".to_owned() } else { format!("{n} failures") };
-        format!("{n} in {s:.1} s, the last one: {}", self.reason)
+        let Outage { source, began, failures, reason } = self;
+        let time = began.elapsed().as_secs_f64();
+        log::info!("prices from {source} again after {failures} failures in {time:.1} s: {reason}");
     }
 }
 

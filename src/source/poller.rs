@@ -19,32 +19,28 @@ const TIMEOUT: f64 = 0.8;
 const ORIGIN_PACE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 pub struct Poller {
-    /// The name of the source.
-    name: &'static str,
-    dating: Dating,
     fetcher: Fetcher,
     feed: Arc<Feed>,
     interval: Duration,
     outage: Option<Outage>,
     /// When the last update was published, or polling began.
     last_update: Instant,
-    /// How long after the last update the price is stale.
-    patience: Duration,
-    stale: bool,
+    /// When the price becomes stale; `None` while it is.
+    fresh_until: Option<Instant>,
 }
 
 impl Poller {
     pub fn new(source: Source, interval: Duration, feed: Arc<Feed>) -> Poller {
+        // A price that was read from the journal counts with its age.
+        let patience = pace(source.dating(), interval) * STALE_AFTER;
+        let left = patience.saturating_sub(feed.condition().age.unwrap_or_default());
         Poller {
-            name: source.name,
-            dating: source.dating(),
-            patience: pace(source.dating(), interval) * STALE_AFTER,
             fetcher: Fetcher::new(source, interval.mul_f64(TIMEOUT)),
             feed,
             interval,
             outage: None,
             last_update: Instant::now(),
-            stale: false,
+            fresh_until: Some(Instant::now() + left),
         }
     }
 
@@ -53,10 +49,7 @@ impl Poller {
         let start = Instant::now();
         let mut due = start;
         while self.wait_until(due, shutdown) {
-            let began = Instant::now();
-            let result = self.fetcher.fetch();
-            METRICS.fetch_duration.observe(began.elapsed().as_secs_f64());
-            let pause = match result {
+            let pause = match self.fetcher.fetch() {
                 Ok(update) => self.publish(update),
                 Err(failure) => self.fail(&failure),
             };
@@ -67,23 +60,17 @@ impl Poller {
     /// Sleeps until the next tick, and tells in time when the price has become stale. False when
     /// the service ends.
     fn wait_until(&mut self, due: Instant, shutdown: &Shutdown) -> bool {
-        loop {
-            let stale_at = self.last_update + self.patience;
-            if !self.stale && stale_at <= Instant::now() {
-                self.stale = true;
-                let outage = self.outage.as_ref().map(|outage| outage.reason.to_string());
-                let reason = outage.as_deref().unwrap_or("no new price");
-                self.feed.mark_stale(reason);
-                log::warn!("the price is stale: {reason}");
-            }
-            let next = if self.stale { due } else { due.min(stale_at) };
-            if shutdown.wait_until(next) {
+        if let Some(end) = self.fresh_until.filter(|end| *end < due) {
+            if shutdown.wait_until(end) {
                 return false;
             }
-            if Instant::now() >= due {
-                return true;
-            }
+            self.fresh_until = None;
+            let outage = self.outage.as_ref().map(|outage| outage.reason.to_string());
+            let reason = outage.as_deref().unwrap_or("no new price");
+            self.feed.mark_stale(reason);
+            log::warn!("the price is stale: {reason}");
         }
+        !shutdown.wait_until(due)
     }
 
     fn publish(&mut self, update: Update) -> Option<Duration> {
@@ -92,19 +79,22 @@ impl Poller {
             outage.end();
         }
         if self.feed.publish(update) {
-            if self.dating == Dating::Origin {
-                let pace = self.last_update.elapsed().clamp(ORIGIN_PACE.0, ORIGIN_PACE.1);
-                self.patience = pace.max(self.interval) * STALE_AFTER;
-            }
+            let learned = self.last_update.elapsed().clamp(ORIGIN_PACE.0, ORIGIN_PACE.1);
+            let pace = if self.fetcher.source.dating() == Dating::Origin {
+                learned
+            } else {
+                self.interval
+            };
             self.last_update = Instant::now();
-            self.stale = false;
+            self.fresh_until = Some(self.last_update + pace.max(self.interval) * STALE_AFTER);
         }
         None
     }
 
     fn fail(&mut self, failure: &Failure) -> Option<Duration> {
         METRICS.fetches.inc(&[&failure.reason]);
-        let outage = self.outage.get_or_insert_with(|| Outage::new(self.name, failure));
+        let outage =
+            self.outage.get_or_insert_with(|| Outage::new(self.fetcher.source.name, failure));
         outage.note(failure, self.interval)
     }
 }

@@ -39,10 +39,12 @@ metrics! {
     connections_refused: Number() "connections_refused_total" "counter" "Connections refused because there were too many.";
     threads_refused: Number() "threads_refused_total" "counter" "Connections refused because the system had no thread for them.";
     accept_errors: Number() "accept_errors_total" "counter" "Times that a connection could not be accepted.";
+    journal_updates: Number() "journal_updates_total" "counter" "Updates written to the journal.";
+    journal_errors: Number() "journal_errors_total" "counter" "Times that the journal could not be written.";
+    journal_late: Number() "journal_late_total" "counter" "Updates that clients had before the journal did, because it took too long.";
     requests: Labelled("path", "status") "http_requests_total" "counter" "Requests answered, by path and status.";
     heads_refused: Labelled("reason") "heads_refused_total" "counter" "Requests that were not understood, by reason.";
     fetches: Labelled("outcome") "fetches_total" "counter" "Fetches from the source, by outcome.";
-    fetch_duration: Summary() "fetch_duration_seconds" "summary" "Time that fetches took.";
 }
 
 /// A number that threads change without waiting for each other.
@@ -111,27 +113,6 @@ impl Labelled {
         for (labels, value) in &*self.counts.lock() {
             text.sample(name, labels, value);
         }
-    }
-}
-
-/// A sum of observations and how many there were. Held for one look or change.
-pub struct Summary(Mutex<(f64, u64)>);
-
-impl Summary {
-    const fn new(_: &[&str]) -> Summary {
-        Summary(Mutex::new((0.0, 0)))
-    }
-
-    pub fn observe(&self, value: f64) {
-        let (sum, count) = &mut *self.0.lock();
-        *sum += value;
-        *count += 1;
-    }
-
-    fn render(&self, name: &str, text: &mut Text) {
-        let (sum, count) = *self.0.lock();
-        text.sample(&format!("{name}_sum"), "", sum);
-        text.sample(&format!("{name}_count"), "", count);
     }
 }
 

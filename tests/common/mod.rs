@@ -259,6 +259,13 @@ impl Server {
         self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
     }
 
+    /// The same where the server may be gone at any moment.
+    pub fn try_get(&self, path: &str) -> Option<Answer> {
+        let mut connection = TcpStream::connect(self.address).ok()?;
+        write!(connection, "GET {path} HTTP/1.1\r\n\r\n").ok()?;
+        Answer::read(&mut BufReader::new(connection), true)
+    }
+
     /// Sends these bytes and reads one answer.
     pub fn ask(&self, request: &str) -> Answer {
         let mut connection = self.connect();
@@ -458,16 +465,24 @@ impl Stream {
 
     /// The next block of lines, whatever it is; `None` when the stream has ended.
     pub fn next(&mut self) -> Option<Event> {
+        self.read().expect("something within the patience")
+    }
+
+    /// The same where the server was killed: then it may end in the middle of a line, or be reset.
+    pub fn try_next(&mut self) -> Option<Event> {
+        self.read().ok().flatten()
+    }
+
+    fn read(&mut self) -> std::io::Result<Option<Event>> {
         let mut event = Event::default();
         loop {
             let mut line = String::new();
-            let read = self.reader.read_line(&mut line).expect("something within the patience");
-            if read == 0 {
-                return None;
-            }
-            let line = line.trim_end_matches('\n');
+            self.reader.read_line(&mut line)?;
+            let Some(line) = line.strip_suffix('\n') else {
+                return Ok(None);
+            };
             if line.is_empty() {
-                return Some(event);
+                return Ok(Some(event));
             }
             let (field, value) = line.split_once(':').expect("a field");
             let value = value.strip_prefix(' ').unwrap_or(value).to_owned();

@@ -1,0 +1,325 @@
+//! A restart loses nothing: with `--journal`, whatever a client has seen is still there when the
+//! process is killed at any instant and started again.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use common::{Event, Say, Server, Source, Stream, assert_in_order, eventually};
+use nix::sys::signal::Signal;
+
+/// A folder of its own for a test, empty.
+fn folder(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("journal-{name}"));
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn start(address: &str, source: &Source, journal: &Path, arguments: &[&str]) -> Server {
+    let journal = ["--journal", journal.to_str().unwrap()];
+    Server::start_at(address, source, &[&journal[..], arguments].concat())
+}
+
+fn unix_millis() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
+}
+
+fn line(timestamp: u64, price: u64) -> String {
+    format!("{{\"timestamp\":{timestamp},\"price\":{price}.5}}\n")
+}
+
+/// Reads what is left of a stream whose server has gone.
+fn rest(mut stream: Stream) -> Vec<Event> {
+    let mut seen = Vec::new();
+    while let Some(event) = stream.try_next() {
+        assert_ne!(event.name.as_deref(), Some("gap"));
+        seen.extend(Some(event).filter(|event| event.id.is_some()));
+    }
+    seen
+}
+
+/// All updates that a server has, up to the latest.
+fn all(server: &Server) -> Vec<Event> {
+    let latest = server.get("/price").json()["timestamp"].as_u64();
+    let mut replay = server.stream("/stream?since=0");
+    let mut updates = vec![replay.update()];
+    while updates.last().unwrap().id < latest {
+        updates.push(replay.update());
+    }
+    updates
+}
+
+#[test]
+fn killed_at_any_instant_it_has_all_that_anybody_has_seen() {
+    const KILLS: usize = 25;
+    let journal = folder("kills").join("journal");
+    let source = Source::start();
+    let fast = ["--interval", "5ms"];
+    let mut server = start("127.0.0.1:0", &source, &journal, &fast);
+    let address = server.address.to_string();
+    server.stream("/stream").update();
+    let (mut followed, mut glimpsed) = (Vec::<Event>::new(), BTreeMap::new());
+    for kill in 0..KILLS {
+        let last = followed.last().map_or(0, |event| event.id.unwrap());
+        let mut stream = server.stream_with("/stream", &format!("Last-Event-ID: {last}\r\n"));
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // Somebody who only looks at the price.
+            let looker = scope.spawn(|| {
+                let mut seen = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    seen.extend(server.try_get("/price").map(|answer| answer.json()));
+                }
+                seen
+            });
+            followed.extend(stream.updates(1 + kill * 7 % 60));
+            server.signal(Signal::SIGKILL);
+            stop.store(true, Ordering::Relaxed);
+            for update in looker.join().unwrap() {
+                let price = update["price"].as_f64();
+                glimpsed.extend(update["timestamp"].as_u64().zip(price));
+            }
+        });
+        followed.extend(rest(stream));
+        drop(server);
+        server = start(&address, &source, &journal, &fast);
+    }
+    assert_in_order(&followed);
+    let known = all(&server);
+    assert_in_order(&known);
+    let first = known.iter().position(|event| *event == followed[0]).expect("it was journalled");
+    assert_eq!(followed, known[first..first + followed.len()], "seen, and gone or doubled");
+    assert!(glimpsed.len() > KILLS);
+    for (timestamp, price) in glimpsed {
+        let known = known.iter().find(|event| event.id == Some(timestamp));
+        assert_eq!(known.map(Event::price), Some(price), "seen as the price, and gone");
+    }
+    assert_eq!(server.metric("btc_ticker_journal_errors_total"), 0.0);
+}
+
+#[test]
+fn killed_while_it_writes_the_file_anew_it_has_one_of_the_two() {
+    const KILLS: usize = 40;
+    let journal = folder("rewriting").join("journal");
+    let source = Source::start();
+    let arguments = ["--interval", "5ms", "--retention", "100ms"];
+    let mut server = start("127.0.0.1:0", &source, &journal, &arguments);
+    let address = server.address.to_string();
+    let (mut seen, mut longest) = (Vec::<Event>::new(), 0);
+    for kill in 0..KILLS {
+        let mut stream = server.stream("/stream");
+        seen.extend(stream.updates(10 + kill));
+        longest = longest.max(fs::metadata(&journal).unwrap().len());
+        server.signal(Signal::SIGKILL);
+        drop(server);
+        let text = fs::read_to_string(&journal).unwrap();
+        let whole = text.lines().filter(|line| line.ends_with('}')).count();
+        assert!(whole > 0 && text.lines().count() - whole <= 1, "{text}");
+        let last = text.lines().rfind(|line| line.ends_with('}')).unwrap();
+        let last: serde_json::Value = serde_json::from_str(last).unwrap();
+        assert!(last["timestamp"].as_u64() >= seen.last().unwrap().id, "{last} is not the last");
+        server = start(&address, &source, &journal, &arguments);
+    }
+    // A stream begins with the latest update, which was the last one of the stream before.
+    seen.dedup();
+    assert_in_order(&seen);
+    assert!(longest < 200 * 60, "{longest} bytes, though nearly everything has expired");
+}
+
+#[test]
+fn what_was_kept_is_there_at_once_with_its_age_and_the_exact_gap() {
+    let journal = folder("gap").join("journal");
+    let hour = 3_600_000;
+    let now = unix_millis();
+    let expired = [now - 2 * hour, now - hour - 60_000];
+    let kept = [now - 50_000, now - 40_000, now - 30_000];
+    let text: String = expired.iter().chain(&kept).map(|time| line(*time, 7)).collect();
+    fs::write(&journal, &text).unwrap();
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let server = start("127.0.0.1:0", &source, &journal, &[]);
+    eventually("its age counts", || server.get("/healthz").json()["status"] == "stale");
+    let health = server.get("/healthz").json();
+    assert_eq!(health["updates_retained"], 3);
+    assert!(health["last_update_age_seconds"].as_f64().unwrap() >= 30.0);
+    assert_eq!(server.get("/price").json()["timestamp"], kept[2]);
+    let joined = server.stream("/stream").named("status");
+    assert_eq!((&joined["stale"], joined["since"].as_u64()), (&true.into(), Some(kept[2])));
+    assert_eq!(server.stream("/stream").update().id, Some(kept[2]), "the latest on joining");
+
+    for (since, gap, missed) in [
+        (0, false, &kept[..]),
+        (expired[0] - 1, true, &kept),
+        (expired[0], true, &kept),
+        (expired[1] - 1, true, &kept),
+        (expired[1], false, &kept),
+        (kept[0] - 1, false, &kept),
+        (kept[0], false, &kept[1..]),
+        (kept[1], false, &kept[2..]),
+    ] {
+        let mut stream = server.stream(&format!("/stream?since={since}"));
+        stream.named("status");
+        if gap {
+            let told = stream.named("gap");
+            assert_eq!(told["since"].as_u64(), Some(since));
+            assert_eq!(told["oldest"].as_u64(), Some(kept[0]));
+        }
+        for time in missed {
+            assert_eq!(stream.event().id, Some(*time), "after {since}");
+        }
+    }
+    // And on it goes.
+    let mut stream = server.stream(&format!("/stream?since={}", kept[2]));
+    stream.named("status");
+    source.say(Say::Prices);
+    assert_eq!(stream.named("status")["stale"], false);
+    assert!(stream.update().id > Some(kept[2]));
+    eventually("well", || server.get("/healthz").status == 200);
+}
+
+#[test]
+fn a_clock_that_was_set_back_is_no_obstacle() {
+    let journal = folder("future").join("journal");
+    let future = unix_millis() + 3_600_000;
+    fs::write(&journal, line(future - 1, 5) + &line(future, 6)).unwrap();
+    let source = Source::start();
+    let server = start("127.0.0.1:0", &source, &journal, &[]);
+    let mut stream = server.stream(&format!("/stream?since={future}"));
+    let ids: Vec<u64> = stream.updates(3).iter().map(|event| event.id.unwrap()).collect();
+    assert_eq!(ids, [future + 1, future + 2, future + 3]);
+    assert_eq!(server.stream("/stream?since=0").update().id, Some(future - 1));
+}
+
+#[test]
+fn a_torn_line_is_cut_off() {
+    let journal = folder("torn").join("journal");
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let whole = line(unix_millis() - 2_000, 5);
+    let next = line(unix_millis(), 6);
+    for torn in [1, 5, 13, 20, next.len() - 1] {
+        fs::write(&journal, whole.clone() + &next[..torn]).unwrap();
+        let server = start("127.0.0.1:0", &source, &journal, &[]);
+        assert_eq!(server.get("/price").json()["price"], 5.5, "{torn} bytes of a line");
+        assert_eq!(fs::read_to_string(&journal).unwrap(), whole);
+        eventually("it is in the log", || server.log().contains("torn"));
+    }
+    // The very first line as well.
+    fs::write(&journal, &next[..20]).unwrap();
+    let server = start("127.0.0.1:0", &source, &journal, &[]);
+    assert_eq!(server.get("/price").status, 503);
+}
+
+#[test]
+fn a_file_that_may_be_somebody_elses_is_not_touched() {
+    let folder = folder("foreign");
+    let journal = folder.join("journal");
+    let now = unix_millis();
+    let good = line(now, 5);
+    for (text, hint) in [
+        ("hello\n".to_owned(), "line 1 "),
+        ("hello".to_owned(), "line 1 "),
+        ("{\"timestamp\":5}\n".to_owned(), "line 1 "),
+        (good.clone() + "\n" + &line(now + 1, 5), "line 2 "),
+        (good.clone() + "{\"timestamp\":7,\"pri\n" + &line(now + 1, 5), "line 2 "),
+        (good.clone() + &line(now, 5), "line 2 "),
+        (good.clone() + &line(now + 5, 5) + &line(now + 4, 5), "line 3 "),
+        (format!("{{\"timestamp\":{now},\"price\":5,\"volume\":1}}\n"), "line 1 "),
+        (format!("{{\"timestamp\":{now},\"price\":-5}}\n"), "line 1 "),
+        (good + "# my notes", "line 2 "),
+    ] {
+        fs::write(&journal, &text).unwrap();
+        let error = refused(&journal);
+        assert!(error.contains(hint) && error.contains("another file"), "{text}: {error}");
+        assert_eq!(fs::read_to_string(&journal).unwrap(), text, "untouched");
+    }
+    for place in [&folder, &folder.join("nowhere/journal"), Path::new("/dev/null")] {
+        let error = refused(place);
+        assert!(error.contains("folder that exists"), "{error}");
+        assert!(error.contains(place.to_str().unwrap()), "{error}");
+    }
+}
+
+/// What a server says that does not start with this journal.
+fn refused(journal: &Path) -> String {
+    let mut command = Server::command();
+    command.args(["--source", "demo", "--listen", "127.0.0.1:0", "--journal"]).arg(journal);
+    let output = command.output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    error
+}
+
+#[test]
+fn a_file_belongs_to_one_process() {
+    let journal = folder("two").join("journal");
+    let source = Source::start();
+    let server =
+        start("127.0.0.1:0", &source, &journal, &["--interval", "5ms", "--retention", "50ms"]);
+    let mut stream = server.stream("/stream");
+    for _ in 0..20 {
+        // Also while the file is written anew.
+        assert!(refused(&journal).contains("another process"));
+        stream.updates(10);
+    }
+    assert_eq!(server.metric("btc_ticker_journal_errors_total"), 0.0);
+}
+
+#[test]
+fn a_full_disk_stops_nobody_and_what_it_missed_is_written_when_it_can_be() {
+    let journal = folder("full").join("journal");
+    let source = Source::start();
+    // No file may have more than 4 KiB: an error, not a signal.
+    let limit = "-S -f 4; trap '' XFSZ";
+    let arguments = ["--interval", "20ms", "--journal", journal.to_str().unwrap()];
+    let server = Server::start_with_limit(limit, &source, &arguments);
+    let mut stream = server.stream("/stream?since=0");
+    let mut seen = stream.updates(1);
+    eventually("the disk is full", || {
+        seen.extend(stream.updates(1));
+        server.metric("btc_ticker_journal_errors_total") > 0.0
+    });
+    // It goes on as without a journal.
+    seen.extend(stream.updates(100));
+    let log = server.log();
+    assert_eq!(log.matches("journal: File too large").count(), 1, "{log}");
+    let mut prlimit = std::process::Command::new("prlimit");
+    prlimit.args(["--pid", &server.pid().to_string(), "--fsize=unlimited"]);
+    assert!(prlimit.status().unwrap().success());
+    let lines = || fs::read_to_string(&journal).unwrap();
+    eventually("it has caught up", || {
+        seen.extend(stream.updates(1));
+        lines().contains(&seen.last().unwrap().id.unwrap().to_string())
+    });
+    let written = lines();
+    for (update, line) in seen.iter().zip(written.lines()) {
+        assert_eq!(update.data.as_deref(), Some(line));
+    }
+    assert!(written.lines().count() >= seen.len());
+    assert_in_order(&seen);
+}
+
+#[test]
+fn a_clean_end_leaves_a_whole_file_and_a_new_start_goes_on() {
+    let journal = folder("clean").join("journal");
+    let source = Source::start();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let server = start("127.0.0.1:0", &source, &journal, &["--interval", "10ms"]);
+        server.stream("/stream").updates(10);
+        let (status, log) = server.stop(Signal::SIGTERM);
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(!log.contains("torn"), "{log}");
+        let text = fs::read_to_string(&journal).unwrap();
+        assert!(text.ends_with("}\n"));
+        let ids_now: Vec<String> = text.lines().map(str::to_owned).collect();
+        assert!(ids_now.starts_with(&ids), "what was there is there");
+        ids = ids_now;
+    }
+}
