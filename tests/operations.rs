@@ -236,6 +236,19 @@ fn a_newcomer_without_a_key_is_told_where_prices_come_from() {
 }
 
 #[test]
+fn a_newcomer_without_internet_is_told_what_works_without() {
+    let mut command = Server::command();
+    // This name never resolves.
+    command.args(["--source", "coinbase", "--source-url", "https://api.invalid/price"]);
+    command.args(["--listen", "127.0.0.1:0", "--interval", "100ms"]);
+    let server = Server::run(&mut command);
+    eventually("in the log", || server.log().contains("--source demo works"));
+    let told = server.stream("/stream").named("status");
+    assert_eq!(told["reason"], "unreachable; without internet, --source demo works");
+    assert!(server.metric("btc_ticker_fetches_total{outcome=\"unreachable\"}") > 0.0);
+}
+
+#[test]
 fn metrics_agree_with_what_happened() {
     let source = Source::start();
     source.ration();

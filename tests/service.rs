@@ -36,7 +36,9 @@ fn a_stream_has_the_head_and_the_form_that_browsers_want() {
     ] {
         assert_eq!(stream.header(name), Some(value));
     }
-    let retry = stream.next().unwrap().retry.expect("retry comes first");
+    let first = stream.next().unwrap();
+    assert!(first.data.is_some(), "no event without data");
+    let retry = first.retry.expect("it comes with the first event");
     assert!((2_000..=5_000).contains(&retry));
     let others: Vec<_> = (0..8).map(|_| server.stream("/stream").next().unwrap().retry).collect();
     assert!(others.iter().any(|other| *other != Some(retry)), "all come back at once: {others:?}");
@@ -164,7 +166,8 @@ fn a_quiet_stream_gets_a_heartbeat() {
     let mut stream = server.stream("/stream?since=0");
     stream.update();
     for _ in 0..3 {
-        assert!(stream.next().unwrap().comment.is_some());
+        // No empty line follows: it is a part of the next event.
+        assert_eq!(stream.line(), ":");
     }
 }
 
@@ -230,14 +233,49 @@ fn errors_say_what_was_wrong_and_what_is_right() {
             }
         }
     }
-    for method in ["POST", "PUT", "DELETE", "OPTIONS", "BREW"] {
+    for method in ["POST", "PUT", "DELETE", "BREW"] {
         let answer = server.ask(&format!("{method} /price HTTP/1.1\r\n\r\n"));
-        assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET, HEAD")));
+        assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET, HEAD, OPTIONS")));
         assert!(answer.error().contains("GET"));
     }
     let lost = server.get("/prices");
     assert_eq!((lost.status, lost.header("Content-Type")), (404, Some("application/json")));
     assert!(lost.error().contains("/price"));
+}
+
+#[test]
+fn before_the_first_event_there_is_none() {
+    let source = Source::start();
+    source.ration();
+    let server = Server::start(&source, &["--heartbeat", "20ms"]);
+    let mut stream = server.stream("/stream");
+    assert!(stream.line().starts_with("retry: "));
+    assert_eq!((stream.line(), stream.line()), (":".into(), ":".into()));
+    source.allow(1);
+    let update = std::iter::repeat_with(|| stream.line()).find(|line| line != ":").unwrap();
+    assert!(update.starts_with("id: ") || update == "event: status", "{update}");
+}
+
+#[test]
+fn a_page_of_another_origin_may_stream_by_fetch() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    for path in ["/stream", "/price"] {
+        let answer = server.ask(&format!(
+            "OPTIONS {path} HTTP/1.1\r\nOrigin: https://example.com\r\n\
+             Access-Control-Request-Headers: last-event-id\r\n\r\n"
+        ));
+        assert_eq!((answer.status, answer.body.as_str()), (204, ""));
+        for (name, value) in [
+            ("Access-Control-Allow-Origin", "*"),
+            ("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS"),
+            ("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control"),
+            ("Access-Control-Max-Age", "86400"),
+        ] {
+            assert_eq!(answer.header(name), Some(value));
+        }
+    }
+    assert_eq!(server.ask("OPTIONS /nowhere HTTP/1.1\r\n\r\n").status, 404);
 }
 
 #[test]
@@ -296,11 +334,7 @@ fn made_up_prices_are_marked_wherever_they_show() {
     let mut stream = server.stream("/stream");
     let marked = |head: Option<&str>| head.is_some_and(|value| value.contains("made up"));
     assert!(marked(stream.header("X-Price-Source")));
-    let mut comment = None;
-    while comment.is_none() {
-        comment = stream.next().unwrap().comment;
-    }
-    assert!(marked(comment.as_deref()));
+    assert!(marked(Some(&stream.line())));
     assert!(stream.updates(3).iter().all(|update| update.price() > 1_000.0));
     assert!(marked(server.get("/price").header("X-Price-Source")));
     assert_eq!(server.get("/healthz").json()["made_up"], true);

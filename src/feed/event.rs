@@ -49,9 +49,10 @@ impl Event {
         Event::named("gap", &json!({"since": since, "oldest": oldest}))
     }
 
-    /// Tells nothing, but keeps the stream open.
+    /// Tells nothing, but keeps the stream open. A line of the next event, so that nobody takes it for
+    /// one of its own.
     pub fn heartbeat() -> Event {
-        Event { update: None, wire: ":\n\n".into() }
+        Event { update: None, wire: ":\n".into() }
     }
 
     fn named(name: &str, data: &Value) -> Event {

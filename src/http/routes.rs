@@ -19,6 +19,8 @@ use crate::system::{Limits, METRICS, Taken};
 /// What is there besides the pages.
 const ROUTES: [&str; 4] = ["/stream", "/price", "/healthz", "/metrics"];
 
+const METHODS: &str = "GET, HEAD, OPTIONS";
+
 /// What the answers are made of. Made once, by `main`.
 pub struct Routes {
     feed: Arc<Feed>,
@@ -62,8 +64,14 @@ impl Routes {
         let route = route.or(page.map(|(path, _)| *path));
         let answer = match route {
             None => Err(Response::error(404, "there is /, /stream, /price, /healthz, /metrics")),
+            // A page of another origin asks first, where it streams by `fetch`.
+            Some(_) if request.method == Method::Options => Err(Response::bare(204)
+                .header("Access-Control-Allow-Origin", "*")
+                .header("Access-Control-Allow-Methods", METHODS)
+                .header("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control")
+                .header("Access-Control-Max-Age", "86400")),
             Some(_) if !matches!(request.method, Method::Get | Method::Head) => {
-                Err(Response::error(405, "there is only GET and HEAD").header("Allow", "GET, HEAD"))
+                Err(Response::error(405, "there is only GET and HEAD").header("Allow", METHODS))
             }
             Some("/stream") => self.admit(request),
             Some("/price") => Err(self.price()),

@@ -25,7 +25,7 @@ pub fn beginning(made_up: bool) -> Response {
     if !made_up {
         return head;
     }
-    head.header(MADE_UP.0, MADE_UP.1).body(": prices are made up (source: demo)\n\n")
+    head.header(MADE_UP.0, MADE_UP.1).body(": prices are made up (source: demo)\n")
 }
 
 /// What a client's thread has while it streams.
@@ -72,7 +72,8 @@ impl<'a> Stream<'a> {
         // More than 1 KiB, or the allocator would keep it for this thread.
         let mut bytes = Vec::with_capacity(1280);
         beginning.append_to(&mut bytes, true, false);
-        write!(bytes, "retry: {retry:.0}\n\n")?;
+        // No empty line, here as after comments: for some clients it would be an event of its own.
+        writeln!(bytes, "retry: {retry:.0}")?;
         self.socket.write_all(&bytes)
     }
 

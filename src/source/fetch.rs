@@ -32,7 +32,9 @@ pub struct Failure {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Reason {
     TimedOut,
+    /// As it is on a machine without internet.
     Unreachable,
+    Broken,
     TooLarge,
     Status(u16),
     NotJson,
@@ -46,6 +48,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Reason::TimedOut => "timed out",
             Reason::Unreachable => "unreachable",
+            Reason::Broken => "connection failed",
             Reason::TooLarge => "too large",
             Reason::Status(status) => return write!(f, "HTTP {status}"),
             Reason::NotJson => "not JSON",
@@ -145,7 +148,10 @@ impl From<Error> for Failure {
             Error::Timeout(_) => Reason::TimedOut,
             Error::Io(io) if io.kind() == ErrorKind::TimedOut => Reason::TimedOut,
             Error::BodyExceedsLimit(_) => Reason::TooLarge,
-            _ => Reason::Unreachable,
+            // A name that is not found has no kind of its own in std.
+            Error::Io(io) if io.to_string().contains("lookup address") => Reason::Unreachable,
+            Error::Io(io) if io.kind() == ErrorKind::NetworkUnreachable => Reason::Unreachable,
+            _ => Reason::Broken,
         };
         Failure { reason, detail: error.to_string(), retry_after: None }
     }

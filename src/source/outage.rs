@@ -16,22 +16,23 @@ pub struct Outage {
     source: &'static str,
     began: Instant,
     failures: u32,
-    /// The last failure's, for those who ask why prices have stopped coming.
-    pub reason: Reason,
+    /// Why prices have stopped coming, for those who ask.
+    pub reason: String,
 }
 
 impl Outage {
     /// Begins with the first failure. Says all there is to say about it.
     pub fn new(source: &'static str, failure: &Failure) -> Outage {
-        log::warn!("no price from {source}: {} ({})", failure.reason, failure.detail);
-        Outage { source, began: Instant::now(), failures: 0, reason: failure.reason }
+        let reason = told(failure);
+        log::warn!("no price from {source}: {reason} ({})", failure.detail);
+        Outage { source, began: Instant::now(), failures: 0, reason }
     }
 
     /// Takes note of a failure, and returns how long to leave the source alone; `None` is until the
     /// next tick, as ever.
     pub fn note(&mut self, failure: &Failure, interval: Duration) -> Option<Duration> {
         self.failures += 1;
-        self.reason = failure.reason;
+        self.reason = told(failure);
         let asked = failure.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER));
         let own = (self.failures > 1).then(|| backoff(self.failures, interval));
         asked.max(own)
@@ -43,6 +44,12 @@ impl Outage {
         let time = began.elapsed().as_secs_f64();
         log::info!("prices from {source} again after {failures} failures in {time:.1} s: {reason}");
     }
+}
+
+fn told(failure: &Failure) -> String {
+    let is_offline = failure.reason == Reason::Unreachable;
+    let hint = if is_offline { "; without internet, --source demo works" } else { "" };
+    format!("{}{hint}", failure.reason)
 }
 
 /// Doubles from the interval, with jitter, so that many who fail together do not return together.

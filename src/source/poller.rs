@@ -65,8 +65,7 @@ impl Poller {
                 return false;
             }
             self.fresh_until = None;
-            let outage = self.outage.as_ref().map(|outage| outage.reason.to_string());
-            let reason = outage.as_deref().unwrap_or("no new price");
+            let reason = self.outage.as_ref().map_or("no new price", |outage| &outage.reason);
             self.feed.mark_stale(reason);
             log::warn!("the price is stale: {reason}");
         }

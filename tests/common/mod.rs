@@ -497,12 +497,19 @@ impl Stream {
         }
     }
 
+    /// The next line, whatever it is.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).expect("a line within the patience");
+        line.trim_end().to_owned()
+    }
+
     /// The next event with data: comments and `retry` are passed over.
     pub fn event(&mut self) -> Event {
         loop {
             let event = self.next().expect("the stream goes on");
             if event.data.is_some() {
-                return event;
+                return Event { retry: None, comment: None, ..event };
             }
         }
     }
