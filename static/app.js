@@ -28,6 +28,7 @@ const now = () => Math.max(Date.now() - skew, last()?.timestamp ?? 0);
 window.ticker = Object.freeze({
   get points() { return structuredClone(points); },
   get state() { return state(); },
+  get priceLabels() { return [...scale.labels]; },
 });
 
 // ---- The stream
@@ -272,16 +273,17 @@ function drawChart(view) {
   const colour = (name) => style.getPropertyValue(`--${name}`);
   pen.font = `${style.fontSize} ${style.fontFamily}`;
 
-  const ticks = priceTicks(view, Math.max(3, height / (em * 5)));
-  const labels = ticks.values.map((value) => amount(value, ticks.digits));
+  const [top, bottom] = [em * 2.8, height - em * 2];
+  const ticks = priceTicks(view, (bottom - top) / em);
+  const labels = ticks.values.map((value) => (ticks.isCovered(value) ? "" : amount(value, ticks.digits)));
   const latest = amount(last().price);
   const gutter = em * 1.6 + Math.max(...[...labels, latest].map((label) => pen.measureText(label).width));
-  const box = { left: 1, right: width - gutter, top: em * 2.8, bottom: height - em * 2 };
+  const box = { left: 1, right: width - gutter, top, bottom };
   const perMs = (box.right - box.left) / (view.to - view.from);
   const perDollar = (box.bottom - box.top) / (ticks.high - ticks.low);
   const x = (timestamp) => box.left + (timestamp - view.from) * perMs;
   const y = (price) => box.bottom - (price - ticks.low) * perDollar;
-  scale = { ...view, ...box, em, colour, perMs, x, y };
+  scale = { ...view, ...box, em, colour, perMs, x, y, labels: labels.filter(Boolean) };
 
   drawPriceAxis(ticks.values, labels);
   drawTimeAxis();
@@ -306,15 +308,22 @@ function fitCanvas() {
   return size;
 }
 
-function priceTicks(view, about) {
+// The roundest prices of which three or more have room for a label. `ems` is the height.
+function priceTicks(view, ems) {
   // At least a little room: a change of some cents must not look like a crash.
   const room = Math.max((view.high - view.low) * 0.08, view.high * 0.0001);
   const [low, high] = [view.low - room, view.high + room];
-  const power = 10 ** Math.floor(Math.log10((high - low) / about));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= (high - low) / about);
-  const first = Math.ceil(low / step);
-  const values = Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
-  return { low, high, values, digits: Math.min(12, Math.max(0, Math.ceil(-Math.log10(step)))) };
+  const isCovered = (value) => (Math.abs(value - last().price) / (high - low)) * ems < 1.4; // by the latest price
+  const power = 10 ** Math.floor(Math.log10(high - low));
+  const ticks = (step) => {
+    const first = Math.ceil(low / step);
+    const values = Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
+    const digits = Math.min(12, Math.max(0, Math.ceil(-Math.log10(step))));
+    return { low, high, values, digits, isCovered };
+  };
+  const choices = [1, 0.5, 0.2, 0.1, 0.05].map((factor) => ticks(factor * power));
+  const isEnough = ({ values }) => values.filter((value) => !isCovered(value)).length >= 3;
+  return choices.find(isEnough) ?? choices.at(-1);
 }
 
 function drawPriceAxis(values, labels) {
@@ -323,9 +332,8 @@ function drawPriceAxis(values, labels) {
   values.forEach((value, i) => {
     pen.fillStyle = colour("rule");
     pen.fillRect(left, Math.round(y(value)), right - left, 1);
-    const covered = Math.abs(y(value) - y(last().price)) < em * 1.5; // by the latest price
     pen.fillStyle = colour("muted");
-    if (!covered) pen.fillText(labels[i], right + em * 0.8, y(value));
+    pen.fillText(labels[i], right + em * 0.8, y(value));
   });
 }
 

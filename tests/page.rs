@@ -552,8 +552,82 @@ fn made_up_prices_say_so_on_every_screen() {
                     .contains("Made-up")
             );
             assert!(is_drawn(&browser), "{screen}, {theme}");
+            let labels = browser.eval("ticker.priceLabels");
+            assert!(labels.as_array().unwrap().len() >= 3, "{screen}: {labels}");
             browser.screenshot(&format!("{screen}-{theme}"));
         }
     }
     browser.assert_no_complaints();
+}
+
+/// `UPDATE_PICTURE=1 cargo test --test page picture` makes it anew.
+#[test]
+fn the_readme_has_a_picture_of_the_page() {
+    const PRICE: f64 = 97_000.0; // where the demo begins
+    let picture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("static/page.png");
+    if std::env::var_os("UPDATE_PICTURE").is_some()
+        && let Some(browser) = Browser::start()
+    {
+        // An hour of made-up prices, from the last back to the first.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let mut price = PRICE;
+        let mut lines: Vec<String> = (0..715_u64)
+            .map(|step| {
+                let wave = (step as f64 / 90.0).sin() * 9.0 + (step as f64 / 7.0).sin() * 4.0;
+                price += wave + (step * 7919 % 31) as f64 - 15.0;
+                let timestamp = now.as_millis() as u64 - 5_000 * (step + 1);
+                format!("{{\"timestamp\":{timestamp},\"price\":{price:.2}}}\n")
+            })
+            .collect();
+        lines.reverse();
+        let journal = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("picture-journal");
+        std::fs::write(&journal, lines.concat()).unwrap();
+        let mut command = Server::command();
+        command.args(["--listen", "127.0.0.1:0", "--source", "demo", "--journal"]);
+        let server = Server::run(command.arg(&journal));
+        let size = json!({"width": 960, "height": 600, "deviceScaleFactor": 1, "mobile": false});
+        browser.devtools("Emulation.setDeviceMetricsOverride", size);
+        browser.open(&server.url("/"));
+        browser.until("ticker.state === 'live' && ticker.points.length > 715");
+        browser.until("document.querySelector('canvas').width === document.querySelector('#chart').clientWidth");
+        browser.screenshot("picture");
+        let made = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page-picture.png");
+        std::fs::copy(made, &picture).unwrap();
+    }
+    let bytes = std::fs::read(&picture).unwrap();
+    assert!(bytes.starts_with(b"\x89PNG"));
+    assert!(bytes.len() < 100_000, "{} bytes", bytes.len());
+}
+
+#[test]
+fn the_snippet_of_the_readme_works_on_a_page_of_another_origin() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    let journal = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("snippet-journal");
+    let _ = std::fs::remove_file(&journal);
+    let journal = ["--journal", journal.to_str().unwrap()];
+    let server = Server::start(&source, &journal);
+    let address = server.address.to_string();
+    let readme = include_str!("../README.md").split("```html\n").nth(1).unwrap();
+    let snippet = readme.split("```").next().unwrap().replace("localhost:8080", &address);
+    let page = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("snippet.html");
+    std::fs::write(&page, snippet).unwrap();
+    browser.open(&format!("file://{}", page.display()));
+    let shows = |price: u64| {
+        let at_least = "Number(document.querySelector('#price').textContent.split('$')[1])";
+        browser.until(&format!("{at_least} >= {price}"));
+    };
+    shows(5);
+    server.stop(Signal::SIGKILL);
+    let server = Server::start_at(&address, &source, &journal);
+    shows(source.last_price() + 1);
+    // Who streams by `fetch` is asked for a preflight by the browser.
+    let options = "{ headers: { 'Last-Event-ID': '5', 'Cache-Control': 'no-store' } }";
+    let url = server.url("/stream");
+    browser.eval(&format!(
+        "void fetch('{url}', {options}).then((answer) => window.status = answer.status)"
+    ));
+    browser.until("window.status == 200");
 }
