@@ -79,25 +79,15 @@ impl Config {
     /// Reads and checks. What makes no sense ends the process (2), with a line on what would.
     pub fn read() -> Config {
         let config = Config::parse();
-        if let Err(message) = config.check() {
-            Config::command().error(ErrorKind::ValueValidation, message).exit();
-        }
-        config
-    }
-
-    fn check(&self) -> Result<(), String> {
-        if self.retention < self.interval {
-            return Err(format!(
-                "--retention {:?} must be at least --interval {:?}, or nothing is ever kept",
-                self.retention, self.interval
-            ));
-        }
-        if self.is_demo() && (self.source_url.is_some() || self.price_at.is_some()) {
-            return Err(
-                "--source demo has its own URL: leave out --source-url and --price-at".into()
-            );
-        }
-        Ok(())
+        let has_own_url = config.source_url.is_some() || config.price_at.is_some();
+        let wrong = if config.retention < config.interval {
+            "--retention must be at least --interval, or nothing is ever kept"
+        } else if config.is_demo() && has_own_url {
+            "--source demo has its own URL: leave out --source-url and --price-at"
+        } else {
+            return config;
+        };
+        Config::command().error(ErrorKind::ValueValidation, wrong).exit()
     }
 
     /// Whether prices are made up by this process.

@@ -55,8 +55,10 @@ fn run(config: &Config) -> Result<(), Failure> {
     let source = config.source(demo.as_ref().map(|demo| demo.url.as_str()));
     let (interval, retention, quiet) = (config.interval, config.retention, config.heartbeat);
     log::info!(
-        "btc-ticker {}: {source} every {interval:?}, kept for {retention:?}, on http://{address}",
-        env!("CARGO_PKG_VERSION")
+        "btc-ticker {}: {} ({}) every {interval:?}, kept for {retention:?}, on http://{address}",
+        env!("CARGO_PKG_VERSION"),
+        source.name,
+        source.host()
     );
 
     let mut history = History::new(source.dating(), unix_millis(), retention, MOST_UPDATES);
@@ -95,10 +97,6 @@ fn run(config: &Config) -> Result<(), Failure> {
     if !threads.join(deadline) {
         log::info!("not waiting for threads that wait for others");
     }
-    log::info!(
-        "served {} streams, {} updates",
-        METRICS.clients_accepted.get(),
-        METRICS.updates_delivered.get() + METRICS.updates_replayed.get()
-    );
+    log::info!("served {} streams", METRICS.clients_accepted.get());
     end.map_err(|name| format!("the thread {name} has ended, which it must not").into())
 }

@@ -51,11 +51,12 @@ impl Dating {
     /// Clocks of replicas and origin may differ by so many milliseconds.
     const CLOCKS_DIFFER: u64 = 60_000;
 
-    /// The timestamp of an update that comes with this one; `None` where it is not a new update.
-    fn date(self, timestamp: u64, newest: u64, horizon: u64) -> Option<u64> {
+    /// The update with the timestamp that it is to have; `None` where it is not a new one.
+    fn date(self, update: Update, newest: u64, horizon: u64) -> Option<Update> {
+        let timestamp = update.timestamp.max(newest.max(horizon) + 1);
         match self {
-            Dating::Own => Some(timestamp.max(newest.max(horizon) + 1)),
-            Dating::Origin => Some(timestamp).filter(|_| timestamp > newest),
+            Dating::Own => Some(Update { timestamp, ..update }),
+            Dating::Origin => Some(update).filter(|update| update.timestamp > newest),
         }
     }
 
@@ -111,8 +112,7 @@ impl History {
 
     /// The update with the timestamp that it is to have; `None` where it is not a new one.
     pub fn date(&self, update: Update) -> Option<Update> {
-        let timestamp = self.dating.date(update.timestamp, self.newest, self.horizon)?;
-        Some(Update { timestamp, ..update })
+        self.dating.date(update, self.newest, self.horizon)
     }
 
     /// Adds an update that has been dated, and is so old.

@@ -3,7 +3,6 @@
 //! disk is slow it falls behind and subscribes again as they do. Only, it is the first to be served.
 //! Owns the file; shares the feed.
 
-use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -32,36 +31,30 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the file, which may be new, and gives the history what is in it. The error says what
-    /// would do; a file that may be somebody else's is not touched. Called by `main`, before anything
-    /// is served.
+    /// Opens the file, which may be new, and gives the history what is in it. A file that may be
+    /// somebody else's is not touched. Called by `main`, before anything is served.
     pub fn open(path: &Path, history: &mut History) -> Result<Journal, Failure> {
-        let wrong = |what: &dyn Display, advice: &str| {
-            format!("--journal {}: {what}; {advice}", path.display())
-        };
-        let place = |error: io::Error| {
-            wrong(&error, "name a file in a folder that exists and that this user may write")
-        };
-        let mut file = open_locked(path).map_err(place)?;
+        let advice = "name another file, in a folder that exists and that this user may write";
+        let wrong = |error| format!("--journal {}: {error}; {advice}", path.display());
+        Ok(Journal::read(path, history).map_err(wrong)?)
+    }
+
+    fn read(path: &Path, history: &mut History) -> io::Result<Journal> {
+        let mut file = open_locked(path)?;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(place)?;
+        file.read_to_end(&mut bytes)?;
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let (text, torn) = bytes.split_at(whole);
-        let updates = read(text, torn).map_err(|line| {
-            wrong(&format!("line {line} is no update after the one before"), "name another file")
-        })?;
+        let updates = parse(text, torn)
+            .map_err(|line| io::Error::other(format!("line {line} is no update that follows")))?;
         if !torn.is_empty() {
-            log::warn!("--journal {}: the last line is torn, and cut off", path.display());
-            file.set_len(whole as u64).map_err(place)?;
+            log::warn!("journal {}: the last line is torn, and cut off", path.display());
+            file.set_len(whole as u64)?;
         }
         history.restore(&updates);
         let newest = updates.last().map_or(0, |update| update.timestamp);
         let (path, length, lines) = (path.to_owned(), whole as u64, updates.len());
-        log::info!(
-            "journal {}: {lines} updates, {} retained",
-            path.display(),
-            history.updates.len()
-        );
+        log::info!("journal: {lines} updates, {} of them retained", history.updates.len());
         Ok(Journal { path, file, length, lines, newest, faults: Seldom::default() })
     }
 
@@ -163,9 +156,9 @@ fn open_locked(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Reads whole lines; the error is the number of one that is no update after the one before. The rest
+/// The updates in whole lines; the error is the number of one that is no update after the one before. The rest
 /// must be the beginning of a line.
-fn read(text: &[u8], torn: &[u8]) -> Result<Vec<Update>, usize> {
+fn parse(text: &[u8], torn: &[u8]) -> Result<Vec<Update>, usize> {
     let mut updates: Vec<Update> = Vec::new();
     for line in text.split_inclusive(|byte| *byte == b'\n') {
         let update: Option<Update> = serde_json::from_slice(line).ok();

@@ -19,14 +19,11 @@ pub fn load(source: &str, made_up: bool, interval: Duration) -> Vec<(&'static st
         .replace("{{source}}", source)
         .replace("{{made-up}}", &made_up.to_string())
         .replace("{{interval-ms}}", &interval.as_millis().to_string());
-    let (script, style) =
-        (include_str!("../../static/app.js"), include_str!("../../static/style.css"));
-    let icon = include_str!("../../static/favicon.svg");
     vec![
         ("/", page("text/html; charset=utf-8", &index)),
-        ("/app.js", page("text/javascript; charset=utf-8", script)),
-        ("/style.css", page("text/css; charset=utf-8", style)),
-        ("/favicon.svg", page("image/svg+xml", icon)),
+        ("/app.js", page("text/javascript; charset=utf-8", include_str!("../../static/app.js"))),
+        ("/style.css", page("text/css; charset=utf-8", include_str!("../../static/style.css"))),
+        ("/favicon.svg", page("image/svg+xml", include_str!("../../static/favicon.svg"))),
     ]
 }
 

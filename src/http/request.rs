@@ -107,17 +107,14 @@ fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
     else {
         return Ok(None);
     };
-    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version)
-    else {
-        return Err(MALFORMED);
-    };
+    let method = parsed.method.and_then(|method| method.parse().ok()).ok_or(MALFORMED)?;
     refuse_body(parsed.headers)?;
-    let (path, query) = split(target);
+    let (path, query) = split(parsed.path.unwrap_or_default());
     let connection = values(parsed.headers, "Connection").collect::<String>().to_ascii_lowercase();
     // In HTTP/1.0 a connection that goes on is the exception.
-    let is_old = version == 0;
+    let is_old = parsed.version == Some(0);
     let request = Request {
-        method: method.parse().map_err(|()| MALFORMED)?,
+        method,
         path: path.to_owned(),
         query: query.to_owned(),
         last_event_id: values(parsed.headers, "Last-Event-ID").find(|id| !id.is_empty()),

@@ -140,10 +140,8 @@ impl Routes {
         let age = condition.age.map(|age| age.as_secs_f64());
         let price = condition.latest.map(|update| update.price);
         let source = format!("source=\"{}\"", if self.made_up { MADE_UP.1 } else { self.source });
-        let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"");
         let (streams, connections) = (self.limits.streams, self.limits.connections);
         let mut text = METRICS.render();
-        text.gauge("build_info", "The version that is running.", version, Some(1));
         text.gauge("clients_max", "Streams that may be open at once.", "", Some(streams));
         text.gauge("connections_max", "The same of connections.", "", Some(connections));
         text.gauge("history_updates", "Updates retained.", "", Some(condition.updates));

@@ -6,8 +6,6 @@ pub mod fetch;
 pub mod outage;
 pub mod poller;
 
-use std::fmt;
-
 use crate::feed::Dating;
 
 /// Said, in a response header, of every price that is not a real one.
@@ -66,17 +64,14 @@ impl Source {
         }
     }
 
+    /// What may be shown of its URL: the rest may have secrets.
+    pub fn host(&self) -> String {
+        let uri: Option<ureq::http::Uri> = self.url.parse().ok();
+        uri.as_ref().and_then(|uri| uri.host()).unwrap_or("?").to_owned()
+    }
+
     /// Where the timestamps of its updates come from.
     pub fn dating(&self) -> Dating {
         if self.timestamp_at.is_some() { Dating::Origin } else { Dating::Own }
-    }
-}
-
-/// Name and host: the rest of a URL may have secrets.
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let uri: Option<ureq::http::Uri> = self.url.parse().ok();
-        let host = uri.as_ref().and_then(|uri| uri.host()).unwrap_or("?");
-        write!(f, "{} ({host})", self.name)
     }
 }

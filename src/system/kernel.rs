@@ -6,10 +6,8 @@ use nix::sys::signal::{SigSet, Signal};
 /// Makes writing to a pipe that nobody reads an error rather than the end, as std's own start does.
 /// The threads inherit it.
 pub fn survive_broken_pipes() {
-    let mut pipe = SigSet::empty();
-    pipe.add(Signal::SIGPIPE);
     // It fails only for an unknown argument.
-    let _ = pipe.thread_block();
+    let _ = SigSet::from(Signal::SIGPIPE).thread_block();
 }
 
 /// Lets a thread that wakes wait for its turn, rather than interrupt the one that woke it: an update
