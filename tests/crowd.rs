@@ -22,9 +22,10 @@ fn no_number_of_connections_aborts_it() {
     let source = Source::start();
     let mut server = Server::start(&source, &["--interval", "1s"]);
     let most = server.metric("btc_ticker_clients_max") as usize;
-    for (wave, request) in [
-        ("streams", "GET /stream HTTP/1.1\r\n\r\n"),
-        ("bodies that do not come", "GET /stream HTTP/1.1\r\nContent-Length: 5000\r\n\r\n"),
+    let body = "GET /stream HTTP/1.1\r\nContent-Length: 5000\r\n\r\n";
+    for (wave, size, request) in [
+        ("streams", size, "GET /stream HTTP/1.1\r\n\r\n"),
+        ("bodies that do not come", size / 4, body),
     ] {
         let mut crowd = Vec::new();
         for _ in 0..size {

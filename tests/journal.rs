@@ -232,6 +232,7 @@ fn a_file_that_may_be_somebody_elses_is_not_touched() {
         (good.clone() + &line(now + 5, 5) + &line(now + 4, 5), "line 3 "),
         (format!("{{\"timestamp\":{now},\"price\":5,\"volume\":1}}\n"), "line 1 "),
         (format!("{{\"timestamp\":{now},\"price\":-5}}\n"), "line 1 "),
+        (good.clone() + &line(u64::MAX, 5), "line 2 "),
         (good + "# my notes", "line 2 "),
     ] {
         fs::write(&journal, &text).unwrap();

@@ -4,6 +4,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+/// The end of the year 9999: a later time is a mistake.
+pub const LATEST: u64 = 253_402_300_799_999;
+
 /// A price of one bitcoin in USD and when it was retrieved, in Unix milliseconds.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]

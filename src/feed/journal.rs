@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cursor, Feed, History, Subscription, Update};
+use super::{Cursor, Feed, History, LATEST, Subscription, Update};
 use crate::system::{Failure, METRICS, Seldom, Shutdown, Threads};
 
 /// After an error, until the disk is tried again.
@@ -163,7 +163,8 @@ fn parse(text: &[u8], torn: &[u8]) -> Result<Vec<Update>, usize> {
     for line in text.split_inclusive(|byte| *byte == b'\n') {
         let update: Option<Update> = serde_json::from_slice(line).ok();
         let newest = updates.last().map_or(0, |update| update.timestamp);
-        let update = update.filter(|update| update.timestamp > newest && update.price > 0.0);
+        let in_time = newest + 1..=LATEST;
+        let update = update.filter(|it| in_time.contains(&it.timestamp) && it.price > 0.0);
         updates.push(update.ok_or(updates.len() + 1)?);
     }
     let torn = torn.trim_ascii_end();

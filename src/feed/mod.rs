@@ -20,7 +20,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::system::METRICS;
 pub use cursor::Cursor;
-pub use event::{Event, Update};
+pub use event::{Event, LATEST, Update};
 pub use history::{Backlog, Dating, History};
 pub use journal::Journal;
 
@@ -376,6 +376,34 @@ mod tests {
         let fresh = feed.subscribe(Cursor::Latest).unwrap();
         drop((settled, fresh));
         assert!(feed.subscribers.lock().others.is_empty());
+    }
+
+    #[test]
+    fn the_history_is_free_while_subscribers_are_served() {
+        let feed = feed_with(&[2_000], 1_000);
+        let all: Vec<_> =
+            (0..20_000).map(|_| feed.subscribe(Cursor::After(2_000)).unwrap()).collect();
+        // Whoever looks at the right moment sees the update while the last subscriber waits for it.
+        let is_seen_early = |time: u64| {
+            let publisher = std::thread::spawn({
+                let feed = feed.clone();
+                move || feed.publish(update(time))
+            });
+            while feed.condition().latest != Some(update(time)) {}
+            let is_early = all[all.len() - 1].live.is_empty();
+            publisher.join().unwrap();
+            all.iter().for_each(|subscriber| drop(subscriber.live.try_recv()));
+            is_early
+        };
+        assert!((2_001..2_200).any(is_seen_early), "only after all were served");
+    }
+
+    #[test]
+    fn an_event_is_encoded_once_and_shared() {
+        let feed = feed_with(&[], 10);
+        let [one, other] = [(); 2].map(|()| feed.subscribe(Cursor::Latest).unwrap());
+        feed.publish(update(2_000));
+        assert!(Arc::ptr_eq(&one.live.recv().unwrap(), &other.live.recv().unwrap()));
     }
 
     #[test]

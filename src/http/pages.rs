@@ -28,7 +28,7 @@ pub fn load(source: &str, made_up: bool, interval: Duration) -> Vec<(&'static st
 }
 
 fn page(content_type: &str, text: &str) -> Response {
-    Response::new(content_type, text)
+    Response::new(content_type, text.to_owned())
         .header("Cache-Control", CACHE)
         .header("Content-Security-Policy", POLICY)
         .header("Referrer-Policy", "no-referrer")

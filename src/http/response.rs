@@ -19,7 +19,7 @@ pub struct Response {
 
 impl Response {
     /// A response with a body of known length.
-    pub fn new(content_type: &str, body: &str) -> Response {
+    pub fn new(content_type: &str, body: String) -> Response {
         let response = Response::bare(200).header("Content-Type", content_type);
         response.header("Content-Length", &body.len().to_string()).body(body)
     }
@@ -33,7 +33,7 @@ impl Response {
 
     /// JSON that any page may read and that nobody may keep: it is about this moment.
     pub fn json(text: String) -> Response {
-        Response::new("application/json", &text)
+        Response::new("application/json", text)
             .header("Cache-Control", "no-store")
             .header("Access-Control-Allow-Origin", "*")
     }
@@ -52,8 +52,8 @@ impl Response {
         Response::error(503, message).header("Retry-After", "5")
     }
 
-    pub fn body(self, body: &str) -> Response {
-        Response { body: body.to_owned(), ..self }
+    pub fn body(self, body: String) -> Response {
+        Response { body, ..self }
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Response {

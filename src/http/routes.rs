@@ -147,7 +147,7 @@ impl Routes {
         text.gauge("history_updates", "Updates retained.", "", Some(condition.updates));
         text.gauge("last_update_age_seconds", "Time since the last update.", "", age);
         text.gauge("price_usd", "The latest price of a bitcoin.", &source, price);
-        Response::new("text/plain; version=0.0.4; charset=utf-8", &text.0)
+        Response::new("text/plain; version=0.0.4; charset=utf-8", text.0)
     }
 }
 

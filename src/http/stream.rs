@@ -25,7 +25,7 @@ pub fn beginning(made_up: bool) -> Response {
     if !made_up {
         return head;
     }
-    head.header(MADE_UP.0, MADE_UP.1).body(": prices are made up (source: demo)\n")
+    head.header(MADE_UP.0, MADE_UP.1).body(": prices are made up (source: demo)\n".to_owned())
 }
 
 /// What a client's thread has while it streams.

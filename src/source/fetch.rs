@@ -9,7 +9,7 @@ use serde_json::Value;
 use ureq::{Agent, Error};
 
 use super::{MADE_UP, Source};
-use crate::feed::Update;
+use crate::feed::{LATEST, Update};
 use crate::system::unix_millis;
 
 /// A price document has a few KiB; what is longer is something else.
@@ -126,9 +126,10 @@ impl Fetcher {
         let Some(pointer) = &self.source.timestamp_at else {
             return Ok(Update { timestamp: unix_millis(), price });
         };
-        let timestamp = find(pointer)?.as_u64().filter(|millis| *millis > 0).ok_or_else(|| {
-            (Reason::NoPrice, format!("what is at {pointer} is not in Unix milliseconds"))
-        })?;
+        let timestamp =
+            find(pointer)?.as_u64().filter(|millis| (1..=LATEST).contains(millis)).ok_or_else(
+                || (Reason::NoPrice, format!("what is at {pointer} is not in Unix milliseconds")),
+            )?;
         Ok(Update { timestamp, price })
     }
 

@@ -101,7 +101,7 @@ impl Labelled {
 
     /// Counts one for these values, in the order of the labels in the table.
     pub fn inc(&self, values: &[&dyn Display]) {
-        let mut labels = String::new();
+        let mut labels = String::with_capacity(64);
         for (name, value) in self.names.iter().zip(values) {
             let comma = if labels.is_empty() { "" } else { "," };
             let _ = write!(labels, "{comma}{name}=\"{value}\"");
