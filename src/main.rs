@@ -13,7 +13,7 @@ use btc_ticker::source::demo::Demo;
 use btc_ticker::source::poller::{Poller, pace};
 use btc_ticker::system::{Failure, Limits, METRICS, Shutdown, Threads, unix_millis};
 use btc_ticker::system::{health, kernel, logging};
-use crossbeam_channel::bounded;
+use crossbeam_channel::{RecvTimeoutError, bounded};
 
 /// Updates that are kept at most, whatever interval and retention say: some 30 MB.
 const MOST_UPDATES: usize = 100_000;
@@ -93,8 +93,8 @@ fn run(config: &Config) -> Result<(), Failure> {
     server.stop();
     demo.iter().for_each(Demo::stop);
     // Nothing is ever sent on it: it closes when the last stream has ended.
-    let _ = feed.close().recv_deadline(deadline);
-    if !threads.join(deadline) {
+    let streams = feed.close().recv_deadline(deadline);
+    if !threads.join(deadline) || streams != Err(RecvTimeoutError::Disconnected) {
         log::info!("not waiting for threads that wait for others");
     }
     log::info!("served {} streams", METRICS.clients_accepted.get());

@@ -510,7 +510,7 @@ fn silence_and_trickles_are_bounded_and_keep_nobody_out() {
     let silent = crowd(&server, 100, b"");
     let begun = crowd(&server, 100, b"GET /price HTTP/1.1\r\nHost: x\r\n");
     let answered = crowd(&server, 100, b"GET /price HTTP/1.1\r\n\r\n");
-    let trickles = crowd(&server, 100, b"G");
+    let trickles = crowd(&server, 100, b"GET /price HTTP/1.1\r\nX: ");
     assert!(is_served(&server), "400 slow connections keep a newcomer out");
     // A byte now and then is no reason to wait for longer.
     let trickling: Vec<TcpStream> = trickles.iter().map(|c| c.try_clone().unwrap()).collect();
@@ -518,7 +518,7 @@ fn silence_and_trickles_are_bounded_and_keep_nobody_out() {
         let mut open = trickling;
         while !open.is_empty() {
             thread::sleep(Duration::from_millis(100));
-            open.retain_mut(|connection| connection.write_all(b"\n").is_ok());
+            open.retain_mut(|connection| connection.write_all(b"x").is_ok());
         }
     });
     for mut connection in silent {
@@ -537,7 +537,7 @@ fn silence_and_trickles_are_bounded_and_keep_nobody_out() {
     }
     for connection in trickles {
         let answer = Answer::read(&mut BufReader::new(connection), true).expect("an answer");
-        assert!(matches!(answer.status, 400 | 408), "{answer:?}");
+        assert_eq!(answer.status, 408);
     }
     trickle.join().unwrap();
     rest.comes_back(&server);

@@ -44,6 +44,15 @@ fn rest(mut stream: Stream) -> Vec<Event> {
     seen
 }
 
+/// So that a test that fails ends the threads that it has started, too.
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// All updates that a server has, up to the latest.
 fn all(server: &Server) -> Vec<Event> {
     let latest = server.get("/price").json()["timestamp"].as_u64();
@@ -70,6 +79,7 @@ fn killed_at_any_instant_it_has_all_that_anybody_has_seen() {
         let mut stream = server.stream_with("/stream", &format!("Last-Event-ID: {last}\r\n"));
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
+            let end_of_looker = SetWhenDropped(&stop);
             // Somebody who only looks at the price.
             let looker = scope.spawn(|| {
                 let mut seen = Vec::new();
@@ -80,7 +90,7 @@ fn killed_at_any_instant_it_has_all_that_anybody_has_seen() {
             });
             followed.extend(stream.updates(1 + kill * 7 % 60));
             server.signal(Signal::SIGKILL);
-            stop.store(true, Ordering::Relaxed);
+            drop(end_of_looker);
             for update in looker.join().unwrap() {
                 let price = update["price"].as_f64();
                 glimpsed.extend(update["timestamp"].as_u64().zip(price));

@@ -354,6 +354,7 @@ fn streams_end_with_the_service() {
         let (status, log) = server.stop(signal);
         assert_eq!(status.code(), Some(0), "{log}");
         assert!(log.contains("asked by a signal"), "{log}");
+        assert!(!log.contains("not waiting"), "every stream ends by itself: {log}");
         assert!(streams.into_iter().all(Stream::ends));
     }
 }

@@ -57,8 +57,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 impl Server {
     pub fn new(listener: TcpListener, routes: Routes, limit: u64) -> Arc<Server> {
-        let (routes, faults) = (Arc::new(routes), Seldom::default());
-        Arc::new(Server { listener, routes, limit, faults })
+        Arc::new(Server { listener, routes: Arc::new(routes), limit, faults: Seldom::default() })
     }
 
     /// Accepts until the service ends, whatever happens.

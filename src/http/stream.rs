@@ -95,7 +95,6 @@ impl<'a> Stream<'a> {
 
     /// Writes events as they come, until the channel has ended.
     fn follow(&mut self, live: &Receiver<Arc<Event>>) -> io::Result<()> {
-        let nothing = never::<()>();
         loop {
             // A receive from one channel would spin and yield before it parks, and so would a select
             // from one: from two it parks at once.
@@ -104,7 +103,7 @@ impl<'a> Stream<'a> {
                     Ok(event) => self.write(&event)?,
                     Err(_) => return Ok(()),
                 },
-                recv(nothing) -> _ => {}
+                recv(never::<()>()) -> _ => {}
             }
         }
     }
