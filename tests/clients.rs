@@ -51,7 +51,7 @@ fn clients() -> Vec<Client> {
             code: snippet("python"),
             runners: python(),
             check: vec!["-c", "import httpx_sse"],
-            install: "pip install httpx-sse",
+            install: "pip install httpx httpx-sse",
         },
         Client {
             name: "sseclient-py",
