@@ -8,9 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use common::{Event, Say, Server, Source, Stream, assert_in_order, eventually};
+use common::{Event, PATIENCE, Say, Server, Source, Stream, assert_in_order, eventually};
 use nix::sys::signal::Signal;
 
 /// A folder of its own for a test, empty.
@@ -117,6 +117,7 @@ fn killed_at_any_instant_it_has_all_that_anybody_has_seen() {
 fn killed_while_it_writes_the_file_anew_it_has_one_of_the_two() {
     const KILLS: usize = 40;
     let journal = folder("rewriting").join("journal");
+    let beside = journal.with_file_name("journal.new");
     let source = Source::start();
     let arguments = ["--interval", "5ms", "--retention", "100ms"];
     let mut server = start("127.0.0.1:0", &source, &journal, &arguments);
@@ -126,6 +127,13 @@ fn killed_while_it_writes_the_file_anew_it_has_one_of_the_two() {
         let mut stream = server.stream("/stream");
         seen.extend(stream.updates(10 + kill));
         longest = longest.max(fs::metadata(&journal).unwrap().len());
+        if kill % 2 == 0 {
+            // At the moment at which the new file is being written.
+            let deadline = Instant::now() + PATIENCE;
+            while !beside.exists() {
+                assert!(Instant::now() < deadline, "it is never written anew");
+            }
+        }
         server.signal(Signal::SIGKILL);
         drop(server);
         let text = fs::read_to_string(&journal).unwrap();
