@@ -580,8 +580,7 @@ fn two_hundred_of_each_attack_leave_nothing_behind() {
 #[test]
 fn curl_is_told_what_it_does_wrong() {
     if Command::new("curl").arg("--version").output().is_err() {
-        assert!(std::env::var_os("CI").is_none(), "curl is needed in CI");
-        return eprintln!("SKIPPED: curl is not installed");
+        return common::skipped("bad requests of curl were not tested: curl is not installed");
     }
     let source = Source::start();
     let server = Server::start(&source, &[]);
@@ -807,8 +806,7 @@ fn run(command: &str) -> bool {
 #[test]
 fn a_peer_whose_network_is_gone_is_noticed() {
     let Some(host) = FarHost::build() else {
-        assert!(std::env::var_os("CI").is_none(), "CI needs ip (iproute2) and the right to use it");
-        return eprintln!("SKIPPED: no network namespace can be made here (ip netns, as root)");
+        return common::skipped("a lost network was not tested: it takes ip (iproute2), as root");
     };
     let source = Source::start();
     let server = Server::start_at("10.213.7.1:0", &source, &[]);

@@ -307,8 +307,7 @@ fn prometheus_likes_the_metrics() {
         .stderr(Stdio::piped())
         .spawn()
     else {
-        assert!(std::env::var_os("CI").is_none(), "promtool is needed in CI");
-        return eprintln!("SKIPPED: promtool (Debian's package prometheus) is not installed");
+        return common::skipped("metrics were not checked by promtool (on Debian: prometheus)");
     };
     let source = Source::start();
     let server = Server::start(&source, &[]);

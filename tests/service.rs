@@ -443,8 +443,7 @@ fn the_service_can_ask_itself_how_it_is() {
 #[test]
 fn curl_sees_what_the_readme_shows() {
     let Ok(version) = Command::new("curl").arg("--version").output() else {
-        assert!(std::env::var_os("CI").is_none(), "curl is needed in CI");
-        return eprintln!("SKIPPED: curl is not installed");
+        return common::skipped("what the README shows was not tested: curl is not installed");
     };
     assert!(version.status.success());
     let source = Source::start();

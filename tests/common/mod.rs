@@ -32,6 +32,14 @@ pub fn eventually_within(patience: Duration, what: &str, mut condition: impl FnM
     }
 }
 
+/// Says aloud what was not tested for want of a program, and how to get it. Where tests are what the
+/// machine is for (`CI`), it is a failure.
+pub fn skipped(line: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{line}");
+    // Past the test harness, which would keep it to itself.
+    let _ = std::io::stderr().write_all(format!("SKIPPED: {line}\n").as_bytes());
+}
+
 // ---------------------------------------------------------------------------------- the source
 
 /// What the source says to the next requests.
