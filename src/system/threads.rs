@@ -7,7 +7,7 @@ use std::io;
 use std::thread::Builder;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
 
 /// The end of the service as every thread sees it: a channel on which nothing is ever sent.
 #[derive(Clone)]
@@ -29,7 +29,7 @@ impl Shutdown {
 
     /// Whether the service is ending.
     pub fn has_come(&self) -> bool {
-        self.wait_until(Instant::now())
+        self.0.try_recv() == Err(TryRecvError::Disconnected)
     }
 }
 
