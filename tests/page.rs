@@ -549,7 +549,8 @@ fn made_up_prices_say_so_on_every_screen() {
                     .unwrap()
                     .contains("Made-up")
             );
-            assert!(is_drawn(&browser), "{screen}, {theme}");
+            // The colours of a theme come with the next frame.
+            eventually(&format!("{screen}, {theme}"), || is_drawn(&browser));
             let labels = browser.eval("ticker.priceLabels");
             assert!(labels.as_array().unwrap().len() >= 3, "{screen}: {labels}");
             browser.screenshot(&format!("{screen}-{theme}"));
