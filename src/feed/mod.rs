@@ -35,6 +35,7 @@ const LONGEST_WAIT: Duration = Duration::from_millis(50);
 pub struct Feed {
     /// The channels that an update is handed to. Held while all of them are served, so two updates
     /// cannot overtake each other: `try_send` only, which never waits, and a moment for the journal.
+    /// Whoever subscribes or leaves meanwhile waits for the end of it.
     subscribers: Mutex<Subscribers>,
     /// Held for a look or a push, never for I/O and never while threads are woken.
     state: Mutex<State>,
