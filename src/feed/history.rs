@@ -17,7 +17,8 @@ pub struct History {
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
-    /// The newest update that is gone, or the start of this process: nothing is known before it.
+    /// The newest update that is gone, or else the start of this process or the first update that was
+    /// restored: nothing is known before it.
     horizon: u64,
     /// The newest timestamp ever given (0: none), so that they increase even when the clock steps back.
     pub(super) newest: u64,
@@ -74,8 +75,8 @@ pub struct Backlog {
     pub updates: usize,
     /// Where a client that has written all of this goes on.
     pub position: Cursor,
-    joined: Arc<str>,
-    start: usize,
+    pub(crate) joined: Arc<str>,
+    pub(crate) start: usize,
 }
 
 impl Backlog {

@@ -1,5 +1,5 @@
 //! The janitor: a thread that makes the feed forget what is older than the retention.
-//! Shares the feed, whose history lock it holds only to drop what has expired.
+//! Shares the feed, whose lock of the state it holds only to drop what has expired.
 
 use std::time::{Duration, Instant};
 

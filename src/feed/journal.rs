@@ -118,7 +118,8 @@ impl Journal {
     /// Where more than half of the lines have expired, keeps the others, and the newest of those that
     /// have: from there on nothing is gone.
     fn forget_expired(&mut self, feed: &Feed) -> io::Result<()> {
-        let kept = feed.condition().updates + 1;
+        // One more, because the latest may be written and not yet be in the history.
+        let kept = feed.condition().updates + 2;
         if self.lines > 2 * kept { self.rewrite(kept) } else { Ok(()) }
     }
 

@@ -57,8 +57,8 @@ impl<'a> Stream<'a> {
     fn stream(&mut self, feed: &Arc<Feed>, beginning: &Response) -> io::Result<()> {
         self.open(beginning)?;
         let mut fell_behind = false;
-        while let Some(subscription) = feed.subscribe(self.position) {
-            self.catch_up(&subscription, fell_behind)?;
+        while let Some(mut subscription) = feed.subscribe(self.position) {
+            self.catch_up(&mut subscription, fell_behind)?;
             self.follow(&subscription.live)?;
             fell_behind = true;
         }
@@ -78,7 +78,7 @@ impl<'a> Stream<'a> {
     }
 
     #[inline(never)]
-    fn catch_up(&mut self, subscription: &Subscription, fell_behind: bool) -> io::Result<()> {
+    fn catch_up(&mut self, subscription: &mut Subscription, fell_behind: bool) -> io::Result<()> {
         let Subscription { stale, backlog, .. } = subscription;
         METRICS.clients_fell_behind.add(fell_behind.into());
         // The end of an outage may have been among what it missed.
@@ -90,6 +90,8 @@ impl<'a> Stream<'a> {
         self.socket.write_all(backlog.wire())?;
         self.position = backlog.position;
         METRICS.updates_replayed.add(backlog.updates as u64);
+        // It may be the whole history, which would be kept for as long as the stream lasts.
+        (backlog.joined, backlog.start) = Default::default();
         Ok(())
     }
 

@@ -33,7 +33,7 @@ impl Outage {
     pub fn note(&mut self, failure: &Failure, interval: Duration) -> Option<Duration> {
         self.failures += 1;
         self.reason = told(failure);
-        let asked = failure.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER));
+        let asked = failure.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER).max(interval));
         let own = (self.failures > 1).then(|| backoff(self.failures, interval));
         asked.max(own)
     }

@@ -1,13 +1,14 @@
-//! What the operating system is told about this process. All calls by `main`, before there are other
+//! What the operating system is told about this process. All calls by `main`, before it starts
 //! threads. The only file with `unsafe` calls: each is one that std and `nix` do not have.
 
 use nix::sys::signal::{SigSet, Signal};
 
-/// Makes writing to a pipe that nobody reads an error rather than the end, as std's own start does.
+/// Makes writing to a pipe that nobody reads an error rather than the end, as std's own start does,
+/// and writing beyond the limit of a file's size (`ulimit -f`) too.
 /// The threads inherit it.
 pub fn survive_broken_pipes() {
     // It fails only for an unknown argument.
-    let _ = SigSet::from(Signal::SIGPIPE).thread_block();
+    let _ = [Signal::SIGPIPE, Signal::SIGXFSZ].map(|it| SigSet::from(it).thread_block());
 }
 
 /// Lets a thread that wakes wait for its turn, rather than interrupt the one that woke it: an update

@@ -41,7 +41,7 @@ metrics! {
     accept_errors: Number() "accept_errors_total" "counter" "Times that a connection could not be accepted.";
     journal_updates: Number() "journal_updates_total" "counter" "Updates written to the journal.";
     journal_errors: Number() "journal_errors_total" "counter" "Times that the journal could not be written.";
-    journal_late: Number() "journal_late_total" "counter" "Updates that clients had before the journal did, because it took too long.";
+    journal_late: Number() "journal_late_total" "counter" "Times that the journal took too long, so that clients did not wait for it.";
     requests: Labelled("path", "status") "http_requests_total" "counter" "Requests answered, by path and status.";
     heads_refused: Labelled("reason") "heads_refused_total" "counter" "Requests that were not understood, by reason.";
     fetches: Labelled("outcome") "fetches_total" "counter" "Fetches from the source, by outcome.";
