@@ -8,8 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
+use btc_ticker::system::unix_millis;
 use common::{Event, PATIENCE, Say, Server, Source, Stream, assert_in_order, eventually};
 use nix::sys::signal::Signal;
 
@@ -24,10 +25,6 @@ fn folder(name: &str) -> PathBuf {
 fn start(address: &str, source: &Source, journal: &Path, arguments: &[&str]) -> Server {
     let journal = ["--journal", journal.to_str().unwrap()];
     Server::start_at(address, source, &[&journal[..], arguments].concat())
-}
-
-fn unix_millis() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
 fn line(timestamp: u64, price: u64) -> String {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use btc_ticker::system::unix_millis;
 use common::{PATIENCE, Say, Server, Source, eventually};
 
 /// One browser at a time: they are heavy, and a starved one tells nothing about the page.
@@ -568,13 +569,13 @@ fn the_readme_has_a_picture_of_the_page() {
         && let Some(browser) = Browser::start()
     {
         // An hour of made-up prices, from the last back to the first.
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let now = unix_millis();
         let mut price = PRICE;
         let mut lines: Vec<String> = (0..715_u64)
             .map(|step| {
                 let wave = (step as f64 / 90.0).sin() * 9.0 + (step as f64 / 7.0).sin() * 4.0;
                 price += wave + (step * 7919 % 31) as f64 - 15.0;
-                let timestamp = now.as_millis() as u64 - 5_000 * (step + 1);
+                let timestamp = now - 5_000 * (step + 1);
                 format!("{{\"timestamp\":{timestamp},\"price\":{price:.2}}}\n")
             })
             .collect();

@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use btc_ticker::system::unix_millis;
 use common::{PATIENCE, Say, Server, Source, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -288,10 +288,6 @@ impl Market {
     fn price(&self) -> u64 {
         self.price.load(Ordering::Relaxed)
     }
-}
-
-fn unix_millis() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
 fn price_of(server: &Server) -> Option<u64> {
