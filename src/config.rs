@@ -118,11 +118,8 @@ impl Config {
                  a paid plan at https://developers.coindesk.com and set {KEY_VARIABLE}"
             );
         }
-        if let Some(pointer) = &self.price_at {
-            source.price_at.clone_from(pointer);
-        }
-        source.timestamp_at.clone_from(&self.timestamp_at);
-        source
+        let price_at = self.price_at.clone().unwrap_or(source.price_at);
+        Source { price_at, timestamp_at: self.timestamp_at.clone(), ..source }
     }
 }
 
@@ -131,12 +128,10 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     found.ok_or_else(|| "write an address and a port, such as 127.0.0.1:8080".into())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: Option<SignedDuration> = text.parse().ok();
-    parsed
-        .and_then(|duration| Duration::try_from(duration).ok())
-        .filter(|duration| (SHORTEST..=LONGEST).contains(duration))
-        .ok_or_else(|| "write a duration from 1ms to 366 days, such as 5s, 1m 30s or 1h".into())
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    let parsed = text.parse::<SignedDuration>().ok().and_then(|it| Duration::try_from(it).ok());
+    let duration = parsed.filter(|duration| (SHORTEST..=LONGEST).contains(duration));
+    duration.ok_or("write a duration from 1ms to 366 days, such as 5s, 1m 30s or 1h")
 }
 
 /// Bounds of every duration. Below, a network has no meaning; above, an `Instant` may not reach.
@@ -150,9 +145,7 @@ fn url(text: &str) -> Result<String, String> {
         .ok_or_else(|| "write a whole URL, such as https://api.example.com/btc".into())
 }
 
-fn pointer(text: &str) -> Result<String, String> {
-    match text.starts_with('/') {
-        true => Ok(text.to_owned()),
-        false => Err("write a JSON pointer, such as /data/amount".into()),
-    }
+fn pointer(text: &str) -> Result<String, &'static str> {
+    let pointer = text.starts_with('/').then(|| text.to_owned());
+    pointer.ok_or("write a JSON pointer, such as /data/amount")
 }

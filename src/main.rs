@@ -28,6 +28,7 @@ const FAREWELL: Duration = Duration::from_millis(1500);
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
 pub extern "C" fn main() -> i32 {
+    kernel::open_standard_streams();
     kernel::survive_broken_pipes();
     kernel::wake_in_batches();
     let config = Config::read();
@@ -54,25 +55,19 @@ fn run(config: &Config) -> Result<(), Failure> {
     let demo = if config.is_demo() { Some(Demo::start(&threads)?) } else { None };
     let source = config.source(demo.as_ref().map(|demo| demo.url.as_str()));
     let (interval, retention, quiet) = (config.interval, config.retention, config.heartbeat);
-    log::info!(
-        "btc-ticker {}: {} ({}) every {interval:?}, kept for {retention:?}, on http://{address}",
-        env!("CARGO_PKG_VERSION"),
-        source.name,
-        source.host()
-    );
+    log::info!("btc-ticker {} on http://{address}", env!("CARGO_PKG_VERSION"));
+    log::info!("{} ({}) every {interval:?}, kept for {retention:?}", source.name, source.host());
 
     let mut history = History::new(source.dating(), unix_millis(), retention, MOST_UPDATES);
-    let journal = config.journal.as_ref().map(|path| Journal::open(path, &mut history));
-    let journal = journal.transpose()?;
+    let journal = config.journal.as_ref();
+    let journal = journal.map(|path| Journal::open(path, &mut history)).transpose()?;
     let feed = Feed::new(history);
     let (tell_full, full) = bounded(1);
     let pace = pace(source.dating(), interval);
     let routes = Routes::new(feed.clone(), &source, pace, limits, tell_full);
     let server = Server::new(listener, routes, limits.connections);
 
-    if let Some(journal) = journal {
-        journal.start(&threads, &feed)?;
-    }
+    journal.map(|journal| journal.start(&threads, &feed)).transpose()?;
     let poller = Poller::new(source, interval, feed.clone());
     threads.spawn("poller", move |shutdown| poller.run(shutdown))?;
     let kept = feed.clone();
@@ -83,12 +78,8 @@ fn run(config: &Config) -> Result<(), Failure> {
     threads.spawn("accept", move |shutdown| accepting.accept(shutdown))?;
     writeln!(io::stdout(), "listening on http://{address}")?;
 
-    let end = threads.wait();
-    let why = end.map_or_else(
-        |name| format!("the thread {name} has ended"),
-        |()| "asked by a signal".into(),
-    );
-    log::info!("stopping: {why}");
+    let end = threads.wait().map_err(|name| format!("the thread {name} has ended, by a fault"));
+    log::info!("stopping: {}", end.as_ref().err().map_or("asked by a signal", |why| why));
     let deadline = Instant::now() + FAREWELL;
     server.stop();
     demo.iter().for_each(Demo::stop);
@@ -98,5 +89,5 @@ fn run(config: &Config) -> Result<(), Failure> {
         log::info!("not waiting for threads that wait for others");
     }
     log::info!("served {} streams", METRICS.clients_accepted.get());
-    end.map_err(|name| format!("the thread {name} has ended, which it must not").into())
+    Ok(end?)
 }

@@ -1,6 +1,6 @@
 //! Clients that do what they should not, and a machine that has no more to give. Each of them gets a
 //! clear answer or none, a normal client is served all the while, the streams that were open miss
-//! nothing, and when the trouble is over no thread and no descriptor is left of it.
+//! nothing, and when the attack is over no thread and no descriptor is left of it.
 
 mod common;
 

@@ -18,7 +18,7 @@ fn follow(feed: &Arc<Feed>, from: u64, updates: u64) {
     while last < from + updates {
         let subscription = feed.subscribe(Cursor::After(last)).expect("the feed is open");
         assert!(subscription.backlog.gap.is_none(), "nothing has expired");
-        let wire = String::from_utf8(subscription.backlog.wire().to_vec()).unwrap();
+        let wire = subscription.backlog.wire();
         for id in wire.lines().filter_map(|line| line.strip_prefix("id: ")) {
             assert_eq!(id, (last + 1).to_string(), "in the backlog");
             last += 1;

@@ -114,7 +114,7 @@ fn killed_at_any_instant_it_has_all_that_anybody_has_seen() {
 fn killed_while_it_writes_the_file_anew_it_has_one_of_the_two() {
     const KILLS: usize = 40;
     let journal = folder("rewriting").join("journal");
-    let beside = journal.with_file_name("journal.new");
+    let beside = journal.with_file_name("journal.btc-ticker-new");
     let source = Source::start();
     let arguments = ["--interval", "5ms", "--retention", "100ms"];
     let mut server = start("127.0.0.1:0", &source, &journal, &arguments);
@@ -218,7 +218,7 @@ fn a_torn_line_is_cut_off() {
     source.say(Say::Nothing);
     let whole = line(unix_millis() - 2_000, 5);
     let next = line(unix_millis(), 6);
-    for torn in [1, 5, 13, 20, next.len() - 1] {
+    for torn in [1, 5, 13, 20, next.len() - 2] {
         fs::write(&journal, whole.clone() + &next[..torn]).unwrap();
         let server = start("127.0.0.1:0", &source, &journal, &[]);
         assert_eq!(server.get("/price").json()["price"], 5.5, "{torn} bytes of a line");
@@ -229,6 +229,17 @@ fn a_torn_line_is_cut_off() {
     fs::write(&journal, &next[..20]).unwrap();
     let server = start("127.0.0.1:0", &source, &journal, &[]);
     assert_eq!(server.get("/price").status, 503);
+    drop(server);
+    // Where only its end is missing nothing is.
+    fs::write(&journal, whole.clone() + next.trim_end()).unwrap();
+    let server = start("127.0.0.1:0", &source, &journal, &[]);
+    assert_eq!(server.get("/price").json()["price"], 6.5);
+    source.say(Say::Prices);
+    let seen = server.stream("/stream").updates(3);
+    server.stop(Signal::SIGTERM);
+    assert!(fs::read_to_string(&journal).unwrap().starts_with(&(whole + &next)));
+    let server = start("127.0.0.1:0", &source, &journal, &[]);
+    assert!(all(&server).iter().any(|update| *update == seen[2]));
 }
 
 #[test]
@@ -242,6 +253,7 @@ fn a_file_that_may_be_somebody_elses_is_not_touched() {
         ("hello".to_owned(), "line 1 "),
         ("{\"timestamp\":5}\n".to_owned(), "line 1 "),
         (good.clone() + "\n" + &line(now + 1, 5), "line 2 "),
+        (good.clone() + "{\"gap\":false}\n", "line 2 "),
         (good.clone() + "{\"timestamp\":7,\"pri\n" + &line(now + 1, 5), "line 2 "),
         (good.clone() + &line(now, 5), "line 2 "),
         (good.clone() + &line(now + 5, 5) + &line(now + 4, 5), "line 3 "),
@@ -260,6 +272,77 @@ fn a_file_that_may_be_somebody_elses_is_not_touched() {
         assert!(error.contains("folder that exists"), "{error}");
         assert!(error.contains(place.to_str().unwrap()), "{error}");
     }
+}
+
+#[test]
+fn a_folder_in_which_it_cannot_be_kept_small_is_found_out_at_the_start() {
+    let journal = folder("beside").join("journal");
+    fs::create_dir(journal.with_file_name("journal.btc-ticker-new")).unwrap();
+    let text = line(unix_millis(), 5);
+    fs::write(&journal, &text).unwrap();
+    let error = refused(&journal);
+    assert!(error.contains("may create files"), "{error}");
+    assert_eq!(fs::read_to_string(&journal).unwrap(), text);
+}
+
+#[test]
+fn where_it_cannot_be_written_anew_it_grows_and_loses_nothing() {
+    let folder = folder("grows");
+    let (journal, beside) = (folder.join("journal"), folder.join("journal.btc-ticker-new"));
+    let source = Source::start();
+    let arguments = ["--interval", "5ms", "--retention", "50ms"];
+    let server = start("127.0.0.1:0", &source, &journal, &arguments);
+    fs::create_dir(&beside).unwrap();
+    let mut stream = server.stream("/stream");
+    let seen = stream.updates(200);
+    eventually("it is told", || server.log().contains("journal: "));
+    assert!(server.metric("btc_ticker_journal_errors_total") > 1.0);
+    assert_eq!(server.metric("btc_ticker_journal_late_total"), 0.0, "it keeps its channel");
+    server.signal(Signal::SIGKILL);
+    let text = fs::read_to_string(&journal).unwrap();
+    let of_the_first = text.lines().position(|line| Some(line) == seen[0].data.as_deref());
+    let lines = text.lines().skip(of_the_first.unwrap());
+    assert!(seen.iter().map(|update| update.data.as_deref().unwrap()).eq(lines.take(seen.len())));
+    drop(server);
+    fs::remove_dir(&beside).unwrap();
+    let server = start("127.0.0.1:0", &source, &journal, &arguments);
+    fs::create_dir(&beside).unwrap();
+    let length = || fs::metadata(&journal).unwrap().len();
+    let before = length();
+    server.stream("/stream").updates(100);
+    assert!(length() > before);
+    fs::remove_dir(&beside).unwrap();
+    eventually("it is written anew", || length() < before);
+}
+
+#[test]
+fn a_link_stays_a_link() {
+    let folder = folder("link");
+    let (journal, link) = (folder.join("journal"), folder.join("link"));
+    std::os::unix::fs::symlink(&journal, &link).unwrap();
+    let source = Source::start();
+    for _ in 0..2 {
+        let server = start("127.0.0.1:0", &source, &link, &[]);
+        let seen = server.stream("/stream").updates(2);
+        server.stop(Signal::SIGTERM);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert!(fs::read_to_string(&journal).unwrap().contains(seen[1].data.as_deref().unwrap()));
+    }
+}
+
+#[test]
+fn a_file_that_somebody_cuts_goes_on() {
+    let journal = folder("cut").join("journal");
+    let source = Source::start();
+    let server = start("127.0.0.1:0", &source, &journal, &["--interval", "20ms"]);
+    let mut stream = server.stream("/stream");
+    stream.updates(20);
+    fs::write(&journal, "").unwrap();
+    stream.updates(20);
+    let (status, log) = server.stop(Signal::SIGTERM);
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(fs::read_to_string(&journal).unwrap().starts_with("{\"timestamp\":"));
+    start("127.0.0.1:0", &source, &journal, &[]);
 }
 
 /// What a server says that does not start with this journal.
@@ -305,9 +388,7 @@ fn a_full_disk_stops_nobody_and_what_it_missed_is_written_when_it_can_be() {
     seen.extend(stream.updates(100));
     let log = server.log();
     assert_eq!(log.matches("journal: File too large").count(), 1, "{log}");
-    let mut prlimit = std::process::Command::new("prlimit");
-    prlimit.args(["--pid", &server.pid().to_string(), "--fsize=unlimited"]);
-    assert!(prlimit.status().unwrap().success());
+    end_limit(&server);
     let lines = || fs::read_to_string(&journal).unwrap();
     eventually("it has caught up", || {
         seen.extend(stream.updates(1));
@@ -319,6 +400,96 @@ fn a_full_disk_stops_nobody_and_what_it_missed_is_written_when_it_can_be() {
     }
     assert!(written.lines().count() >= seen.len());
     assert_in_order(&seen);
+}
+
+/// A journal that has room for about 80 lines, as on a disk that is full, and what a client has seen of
+/// the server that keeps it: all that it has, and a few more.
+fn on_a_full_disk(journal: &Path, source: &Source) -> (Server, Stream, Vec<Event>) {
+    let arguments = ["--interval", "20ms", "--journal", journal.to_str().unwrap()];
+    let server = Server::start_with_limit("-S -f 4", source, &arguments);
+    let mut stream = server.stream("/stream?since=0");
+    let mut seen = stream.updates(1);
+    eventually("the disk is full", || {
+        seen.extend(stream.updates(1));
+        server.metric("btc_ticker_journal_errors_total") > 0.0
+    });
+    seen.extend(stream.updates(5));
+    (server, stream, seen)
+}
+
+fn end_limit(server: &Server) {
+    let mut prlimit = std::process::Command::new("prlimit");
+    prlimit.args(["--pid", &server.pid().to_string(), "--fsize=unlimited"]);
+    assert!(prlimit.status().unwrap().success());
+}
+
+#[test]
+fn what_a_full_disk_did_not_take_is_told_after_a_kill() {
+    let journal = folder("hole").join("journal");
+    let source = Source::start();
+    let (server, stream, mut seen) = on_a_full_disk(&journal, &source);
+    server.signal(Signal::SIGKILL);
+    seen.extend(rest(stream));
+    drop(server);
+    let text = fs::read_to_string(&journal).unwrap();
+    assert!(text.ends_with('}'), "it lacks its end: {text}");
+    let last = text.lines().last().unwrap();
+    let kept = 1 + seen.iter().position(|update| update.data.as_deref() == Some(last)).unwrap();
+    assert!(kept < seen.len());
+    // A second restart has to know it as well.
+    let mut first = None;
+    for _ in 0..2 {
+        let server = start("127.0.0.1:0", &source, &journal, &[]);
+        let mut latest = server.stream("/stream");
+        eventually("a new update", || latest.update().id > seen.last().unwrap().id);
+        let known = all(&server);
+        assert_eq!(known[..kept], seen[..kept], "what the disk took");
+        let first = first.get_or_insert_with(|| known[kept].clone());
+        assert_eq!(known[kept], *first);
+        for index in [0, kept - 2, kept - 1, kept, seen.len() - 1] {
+            let since = seen[index].id.unwrap();
+            let mut stream = server.stream(&format!("/stream?since={since}"));
+            assert_eq!(stream.named("gap")["since"].as_u64(), Some(since), "after {index}");
+            let next = if index < kept { &known[index + 1] } else { &*first };
+            assert_eq!(stream.update(), *next);
+        }
+        let mut stream = server.stream(&format!("/stream?since={}", first.id.unwrap()));
+        assert!(stream.update().id > first.id, "and no gap after it");
+        server.stop(Signal::SIGKILL);
+    }
+    let text = fs::read_to_string(&journal).unwrap();
+    assert_eq!(text.matches("{\"gap\":true}\n").count(), 1, "{text}");
+}
+
+#[test]
+fn a_clean_end_writes_what_was_still_missing() {
+    let journal = folder("rest").join("journal");
+    let source = Source::start();
+    let (server, stream, mut seen) = on_a_full_disk(&journal, &source);
+    end_limit(&server);
+    // It waits a second before it tries again.
+    let (status, log) = server.stop(Signal::SIGTERM);
+    assert_eq!(status.code(), Some(0), "{log}");
+    seen.extend(rest(stream));
+    let text = fs::read_to_string(&journal).unwrap();
+    assert!(seen.iter().map(|update| update.data.as_deref().unwrap()).eq(text.lines()), "{text}");
+}
+
+#[test]
+fn a_start_on_a_full_disk_is_a_start() {
+    let journal = folder("start").join("journal");
+    let now = unix_millis();
+    let text: String = (1..=200).map(|i| line(now - 1_000 + i, i)).collect();
+    fs::write(&journal, &text).unwrap();
+    let source = Source::start();
+    let arguments = ["--journal", journal.to_str().unwrap()];
+    let server = Server::start_with_limit("-S -f 4", &source, &arguments);
+    let mut stream = server.stream(&format!("/stream?since={}", now - 1_000 + 1));
+    assert_eq!(stream.updates(210)[198].price(), 200.5);
+    assert!(!journal.with_file_name("journal.btc-ticker-new").exists());
+    end_limit(&server);
+    let lines = || fs::read_to_string(&journal).unwrap().lines().count();
+    eventually("it is written", || lines() > 210);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! How the service tells how it is: to clients, to whoever operates it, and to the source that it
-//! must not pester when that is in trouble.
+//! must not pester when that fails.
 
 mod common;
 
+use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -96,7 +98,7 @@ fn pauses(source: &Source, failures: usize) -> Vec<Duration> {
 }
 
 #[test]
-fn a_source_in_trouble_is_asked_less_and_less_and_then_as_ever() {
+fn a_source_that_fails_is_asked_less_and_less_and_then_as_ever() {
     let source = Source::start();
     let server = Server::start(&source, &["--interval", "50ms"]);
     server.stream("/stream").update();
@@ -131,7 +133,7 @@ fn retry_after_is_honoured() {
 }
 
 #[test]
-fn the_log_tells_the_story_of_a_trouble_once() {
+fn the_log_tells_the_story_of_an_outage_once() {
     let source = Source::start();
     let arguments = ["--interval", "20ms"];
     let server = Server::start(&source, &arguments);
@@ -320,4 +322,23 @@ fn prometheus_likes_the_metrics() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned()
         + &String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.trim().is_empty(), "{said}\n{}", metrics.body);
+}
+
+#[test]
+fn standard_streams_that_are_closed_are_nobody_elses() {
+    let journal = Path::new(env!("CARGO_TARGET_TMPDIR")).join("closed-streams-journal");
+    let _ = fs::remove_file(&journal);
+    let source = Source::start();
+    let mut command = Command::new("bash");
+    command.args(["-c", "exec \"$0\" \"$@\" 0<&- 2>&-", env!("CARGO_BIN_EXE_btc-ticker")]);
+    command.args(["--listen", "127.0.0.1:0", "--interval", "50ms", "--price-at", "/price"]);
+    command.args(["--source-url", &source.url(), "--journal"]).arg(&journal);
+    let server = Server::run(&mut command);
+    server.stream("/stream").updates(2);
+    for stream in [0, 2] {
+        let is = fs::read_link(format!("/proc/{}/fd/{stream}", server.pid())).unwrap();
+        assert_eq!(is, Path::new("/dev/null"));
+    }
+    let text = fs::read_to_string(&journal).unwrap();
+    assert!(text.lines().all(|line| line.starts_with("{\"timestamp\":")), "{text}");
 }

@@ -169,28 +169,74 @@ fn a_replica_without_a_price_yet_does_not_repeat_either() {
 }
 
 #[test]
-fn a_replica_with_a_journal_comes_back_as_it_was() {
+fn a_replica_with_a_journal_comes_back_and_knows_what_it_cannot_know() {
     let journal = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("replica-journal");
     let _ = std::fs::remove_file(&journal);
     let market = Market::open();
     let journal = ["--journal", journal.to_str().unwrap()];
     let arguments = [&DATED[..], &QUIET, &journal].concat();
-    let replica = Server::start(&market.source, &arguments);
+    let start = || {
+        let replica = Server::start(&market.source, &arguments);
+        let fetched = || replica.metric("btc_ticker_fetches_total{outcome=\"ok\"}") > 0.0;
+        eventually("it has asked the origin", fetched);
+        replica
+    };
+    let after = |replica: &Server, update: &common::Event| {
+        let header = format!("Last-Event-ID: {}\r\n", update.id.unwrap());
+        replica.stream_with("/stream", &header)
+    };
+    let replica = start();
     let mut stream = replica.stream("/stream?since=0");
     let first = stream.update();
     market.move_on(3, &[&replica]);
-    let seen = [vec![first], stream.updates(3)].concat();
+    let mut seen = [vec![first], stream.updates(3)].concat();
+    // Twice nothing is missing: the origin still has the update that is last in the journal.
+    for _ in 0..2 {
+        replica.signal(Signal::SIGKILL);
+        let replica = start();
+        let mut stream = after(&replica, &seen[1]);
+        market.move_on(1, &[&replica]);
+        let again = stream.updates(seen.len() - 1);
+        assert_eq!(again[..seen.len() - 2], seen[2..], "no gap, nothing twice");
+        seen.extend(again.last().cloned());
+    }
+
+    // While it is down the origin publishes three updates, of which another replica tells one.
+    let replica = start();
     replica.stop(Signal::SIGKILL);
-    market.rise();
-    let replica = Server::start(&market.source, &arguments);
-    let header = format!("Last-Event-ID: {}\r\n", seen[1].id.unwrap());
-    let mut stream = replica.stream_with("/stream", &header);
-    eventually("it has what came meanwhile", || price_of(&replica) == Some(5));
-    market.move_on(1, &[&replica]);
-    let again = [seen[..2].to_vec(), stream.updates(4)].concat();
-    assert_eq!(again[..4], seen);
-    let prices: Vec<f64> = again.iter().map(common::Event::price).collect();
-    assert_eq!(prices, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "no gap, nothing twice");
+    let mut told = None;
+    for rise in 0..3 {
+        market.rise();
+        told = told.or_else(|| (rise == 1).then(|| market.timestamp.load(Ordering::Relaxed)));
+    }
+    for _ in 0..2 {
+        let replica = start();
+        assert_eq!(price_of(&replica), Some(9));
+        for since in [seen[1].id, seen[5].id, told] {
+            let mut stream = replica.stream(&format!("/stream?since={}", since.unwrap()));
+            assert_eq!(stream.named("gap")["since"].as_u64(), since);
+        }
+        assert_eq!(after(&replica, &seen[4]).named("gap")["oldest"].as_u64(), seen[0].id);
+        let latest = replica.stream("/stream").update();
+        let mut stream = after(&replica, &latest);
+        replica.stop(Signal::SIGKILL);
+        assert!(stream.try_next().is_none_or(|event| event.name.is_none()), "no gap");
+    }
+}
+
+#[test]
+fn an_origin_from_the_future_is_not_believed() {
+    let source = Source::start();
+    let body = |timestamp| Say::Body(format!("{{\"price\":5,\"timestamp\":{timestamp}}}"));
+    let hour = 3_600_000;
+    let now = unix_millis();
+    source.say(body(now + 25 * hour));
+    let replica = Server::start(&source, &DATED);
+    eventually("it is told", || replica.log().contains("up to now"));
+    assert_eq!(price_of(&replica), None);
+    // One that is a little ahead is.
+    source.say(body(now + hour));
+    eventually("a price", || price_of(&replica) == Some(5));
 }
 
 #[test]

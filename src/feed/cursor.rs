@@ -15,14 +15,12 @@ const SECONDS_BELOW: u64 = 100_000_000_000;
 impl Cursor {
     /// Reads Unix milliseconds, Unix seconds or an RFC 3339 time; the error is a sentence for the client.
     pub fn parse(text: &str) -> Result<Cursor, String> {
+        // Before 1970 there is nothing, and 0 would mean "no complaint about what is gone".
+        let millis_of = |time: jiff::Timestamp| time.as_millisecond().max(1).unsigned_abs();
         let millis = match text.parse::<u64>() {
             Ok(number) if number < SECONDS_BELOW => Some(number * 1000),
             Ok(number) => Some(number),
-            // Before 1970 there is nothing, and 0 would mean "no complaint about what is gone".
-            Err(_) => text
-                .parse::<jiff::Timestamp>()
-                .ok()
-                .map(|time| time.as_millisecond().max(1).unsigned_abs()),
+            Err(_) => text.parse().ok().map(millis_of),
         };
         millis.map(Cursor::After).ok_or_else(|| {
             "since is not a time: write Unix milliseconds (1795426752977), \

@@ -2,6 +2,7 @@
 //! Owned by the feed, under whose lock all of this runs.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,17 +21,19 @@ pub struct History {
     /// The newest update that is gone, or else the start of this process or the first update that was
     /// restored: nothing is known before it.
     horizon: u64,
+    /// Whether updates may be missing between the newest and the next one, which will be the horizon.
+    unsure: bool,
     /// The newest timestamp ever given (0: none), so that they increase even when the clock steps back.
     pub(super) newest: u64,
     /// When it was last known how old the newest update is, and what it was.
-    last_known: Option<(Instant, Duration)>,
+    pub(super) last_known: Option<(Instant, Duration)>,
     dating: Dating,
     retention: Duration,
     capacity: usize,
 }
 
 pub(super) struct Entry {
-    update: Update,
+    pub(super) update: Update,
     event: Arc<Event>,
     /// By the clock that never steps, because it must not depend on the one that does.
     expires: Instant,
@@ -80,8 +83,8 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    pub fn wire(&self) -> &[u8] {
-        &self.joined.as_bytes()[self.start..]
+    pub fn wire(&self) -> &str {
+        &self.joined[self.start..]
     }
 }
 
@@ -93,6 +96,8 @@ impl History {
             updates: VecDeque::new(),
             joined: None,
             horizon: started,
+            // An origin has published before, and by a clock of its own.
+            unsure: dating == Dating::Origin,
             newest: 0,
             last_known: None,
             dating,
@@ -101,25 +106,37 @@ impl History {
         }
     }
 
-    /// Takes in what an earlier process has journalled, oldest first, with its true age.
-    pub fn restore(&mut self, updates: &[Update]) {
+    /// Takes in what an earlier process has journalled, oldest first, with its true age. Just before
+    /// the index `complete_from`, which may be the end, updates may be missing, and nowhere after it.
+    pub fn restore(&mut self, updates: &[Update], complete_from: usize) {
         let now = unix_millis();
-        for &update in updates {
+        for (index, &update) in updates.iter().enumerate() {
+            self.unsure |= index == complete_from;
             let age = Duration::from_millis(now.saturating_sub(update.timestamp));
             self.push(update, Arc::new(Event::update(update)), age);
         }
         self.expire();
+        let is_open = !updates.is_empty() && complete_from == updates.len();
+        self.unsure = is_open || self.dating == Dating::Origin;
     }
 
     /// The update with the timestamp that it is to have; `None` where it is not a new one.
-    pub fn date(&self, update: Update) -> Option<Update> {
+    pub fn date(&mut self, update: Update) -> Option<Update> {
+        // Where the origin still has the newest that was restored, nothing came after it.
+        self.unsure &= update.timestamp != self.newest;
         self.dating.date(update, self.newest, self.horizon)
+    }
+
+    /// A client that has all up to this has missed nothing that is gone.
+    pub fn complete_after(&self) -> u64 {
+        if self.unsure { u64::MAX } else { self.horizon }
     }
 
     /// Adds an update that has been dated, and is so old.
     pub fn push(&mut self, update: Update, event: Arc<Event>, age: Duration) {
-        // The first may be older than this process, which then has all after it.
-        self.horizon = self.horizon.min(update.timestamp);
+        if mem::take(&mut self.unsure) {
+            self.horizon = update.timestamp;
+        }
         let now = Instant::now();
         (self.newest, self.last_known) = (update.timestamp, Some((now, age)));
         let expires = now + self.retention.saturating_sub(age);
@@ -158,7 +175,7 @@ impl History {
             // 0 asks for what there is, so nothing can be missing from it.
             Cursor::After(after) => (
                 self.updates.partition_point(|entry| entry.update.timestamp <= after),
-                (after != 0 && after < self.horizon).then(|| Event::gap(after, oldest)),
+                (after != 0 && after < self.complete_after()).then(|| Event::gap(after, oldest)),
             ),
         };
         let position = match from {
@@ -174,16 +191,6 @@ impl History {
             (joined.clone(), self.updates[start].begin - self.updates[0].begin)
         };
         Backlog { gap, updates, position, joined, start }
-    }
-
-    /// The newest update that has not expired.
-    pub fn latest(&self) -> Option<Update> {
-        self.updates.back().map(|entry| entry.update)
-    }
-
-    /// How old the newest update is, expired or not.
-    pub fn age(&self) -> Option<Duration> {
-        self.last_known.map(|(at, age)| age + at.elapsed())
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::system::METRICS;
 pub use cursor::Cursor;
@@ -42,9 +42,6 @@ pub struct Feed {
     /// Closes when the feed has closed and the last subscriber has left.
     all_gone: Receiver<Infallible>,
 }
-
-/// What a subscriber waits for.
-type Live = Receiver<Arc<Event>>;
 
 struct State {
     history: History,
@@ -74,10 +71,11 @@ pub struct Subscription {
     pub stale: Option<Arc<Event>>,
     pub backlog: Backlog,
     /// Events after the backlog; disconnected when the client fell behind or the feed closed.
-    pub live: Live,
+    pub live: Receiver<Arc<Event>>,
     number: u64,
     feed: Arc<Feed>,
-    _open: Sender<Infallible>,
+    /// None where the feed has closed.
+    open: Option<Sender<Infallible>>,
 }
 
 /// How the feed is doing at one moment.
@@ -86,6 +84,8 @@ pub struct Condition {
     pub latest: Option<Update>,
     /// How many updates are retained.
     pub updates: usize,
+    /// Who has all up to this has missed nothing that is gone.
+    pub complete_after: u64,
     /// Time since the last update; `None` before the first.
     pub age: Option<Duration>,
     /// Whether prices have stopped coming.
@@ -104,16 +104,18 @@ impl Feed {
     /// the poller alone; never waits for a client.
     pub fn publish(&self, update: Update) -> bool {
         let mut subscribers = self.subscribers.lock();
-        let Some(update) = self.state.lock().history.date(update) else {
-            return false;
-        };
+        let mut state = self.state.lock();
+        // After the end nobody may see what the journal will not have.
+        let is_open = state.open.is_some();
+        let Some(update) = state.history.date(update).filter(|_| is_open) else { return false };
+        drop(state);
         let event = Arc::new(Event::update(update));
         subscribers.first = subscribers.first.take().filter(|first| has_written(first, &event));
-        self.send(subscribers, |state| {
+        self.send(&mut subscribers, |state| {
             state.history.push(update, event.clone(), Duration::ZERO);
             METRICS.updates_published.inc();
             let recovered = state.stale.take().map(|_| Arc::new(Event::fresh()));
-            Some(recovered.into_iter().chain([event]))
+            recovered.into_iter().chain([event]).collect()
         });
         true
     }
@@ -121,37 +123,35 @@ impl Feed {
     /// Tells every subscriber, and whoever comes later, that prices have stopped coming.
     /// Called by the poller, once per outage; the next `publish` ends it.
     pub fn mark_stale(&self, reason: &str) {
-        self.send(self.subscribers.lock(), |state| {
+        self.send(&mut self.subscribers.lock(), |state| {
             let newest = Some(state.history.newest).filter(|newest| *newest > 0);
             let event = Arc::new(Event::stale(newest, reason));
             state.stale = Some(event.clone());
-            Some([event])
+            vec![event]
         });
     }
 
     /// Sends a heartbeat to every subscriber if nothing was sent for so long; returns when to look
     /// again. Called by the heartbeat.
     pub fn beat(&self, heartbeat: Duration) -> Instant {
-        self.send(self.subscribers.lock(), |state| {
+        self.send(&mut self.subscribers.lock(), |state| {
             let is_due = state.last_sent.elapsed() >= heartbeat;
-            is_due.then(|| [Arc::new(Event::heartbeat())])
+            is_due.then(|| Arc::new(Event::heartbeat())).into_iter().collect()
         });
         self.state.lock().last_sent + heartbeat
     }
 
     /// Hands to every channel what `make` finds to be told, if anything; a channel that is full is
     /// dropped, which its subscriber will notice.
-    fn send<M, E>(&self, mut subscribers: MutexGuard<Subscribers>, make: M)
-    where
-        M: FnOnce(&mut State) -> Option<E>,
-        E: IntoIterator<Item = Arc<Event>>,
-    {
+    fn send(&self, to: &mut Subscribers, make: impl FnOnce(&mut State) -> Vec<Arc<Event>>) {
         let mut state = self.state.lock();
-        let Some(events) = make(&mut state) else { return };
-        state.last_sent = Instant::now();
+        let events = make(&mut state);
+        if !events.is_empty() {
+            state.last_sent = Instant::now();
+        }
         drop(state);
         for event in events {
-            subscribers.others.retain(|_, channel| channel.try_send(event.clone()).is_ok());
+            to.others.retain(|_, channel| channel.try_send(event.clone()).is_ok());
         }
     }
 
@@ -159,33 +159,29 @@ impl Feed {
     /// an update is in one of the two and never in both. `None` when the feed has closed.
     /// Called by a client's thread, again whenever its channel has ended.
     pub fn subscribe(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
-        let (channel, live) = bounded(CHANNEL_CAPACITY);
+        Some(self.register(from, CHANNEL_CAPACITY)).filter(|it| it.open.is_some())
+    }
+
+    /// The same for the journal, which is served before all others. When the feed has closed it gets
+    /// the rest, once. Called by its thread.
+    pub fn subscribe_first(self: &Arc<Self>, from: Cursor) -> Subscription {
+        self.register(from, 0)
+    }
+
+    fn register(self: &Arc<Self>, from: Cursor, capacity: usize) -> Subscription {
+        let (channel, live) = bounded(capacity);
         let mut subscribers = self.subscribers.lock();
         subscribers.last_number += 1;
         let number = subscribers.last_number;
-        subscribers.others.insert(number, channel);
-        self.subscription(from, live, number)
-    }
-
-    /// The same for the journal, which is served before all others. Called by its thread.
-    pub fn subscribe_first(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
-        let (channel, live) = bounded(0);
-        let mut subscribers = self.subscribers.lock();
-        subscribers.first = Some(channel);
-        self.subscription(from, live, 0)
-    }
-
-    /// Called with the lock of the subscribers.
-    fn subscription(
-        self: &Arc<Self>,
-        from: Cursor,
-        live: Live,
-        number: u64,
-    ) -> Option<Subscription> {
         let mut state = self.state.lock();
-        let open = state.open.clone()?;
-        let (backlog, stale) = (state.history.backlog(from), state.stale.clone());
-        Some(Subscription { stale, backlog, live, number, feed: self.clone(), _open: open })
+        let (open, stale) = (state.open.clone(), state.stale.clone());
+        if open.is_some() && capacity == 0 {
+            subscribers.first = Some(channel);
+        } else if open.is_some() {
+            subscribers.others.insert(number, channel);
+        }
+        let backlog = state.history.backlog(from);
+        Subscription { stale, backlog, live, number, feed: self.clone(), open }
     }
 
     /// Forgets what is older than the retention; returns when to do so again. Called by the janitor.
@@ -208,12 +204,11 @@ impl Feed {
     /// How the feed is doing, for health and metrics.
     pub fn condition(&self) -> Condition {
         let state = self.state.lock();
-        Condition {
-            latest: state.history.latest(),
-            updates: state.history.updates.len(),
-            age: state.history.age(),
-            stale: state.stale.is_some(),
-        }
+        let (history, stale) = (&state.history, state.stale.is_some());
+        let latest = history.updates.back().map(|entry| entry.update);
+        let (updates, complete_after) = (history.updates.len(), history.complete_after());
+        let age = history.last_known.map(|(at, age)| age + at.elapsed());
+        Condition { latest, updates, complete_after, age, stale }
     }
 }
 
@@ -260,7 +255,7 @@ mod tests {
     /// The ids of the backlog, and what the gap says.
     fn ask(feed: &Arc<Feed>, from: Cursor) -> (Vec<u64>, Option<String>) {
         let subscription = feed.subscribe(from).unwrap();
-        let text = String::from_utf8(subscription.backlog.wire().to_vec()).unwrap();
+        let text = subscription.backlog.wire();
         let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
         let ids: Vec<u64> = ids.map(|id| id.parse().unwrap()).collect();
         assert_eq!(ids.len(), subscription.backlog.updates);
@@ -411,7 +406,7 @@ mod tests {
     fn nobody_sees_an_update_before_the_journal_has_written_it() {
         let feed = feed_with(&[2_000], 10);
         let other = feed.subscribe(Cursor::After(2_000)).unwrap();
-        let journal = feed.subscribe_first(Cursor::After(0)).unwrap();
+        let journal = feed.subscribe_first(Cursor::After(0));
         assert_eq!(journal.backlog.updates, 1);
         let publisher = std::thread::spawn({
             let feed = feed.clone();
@@ -430,14 +425,14 @@ mod tests {
     fn a_journal_that_hangs_stops_nobody_and_loses_nothing() {
         let feed = feed_with(&[], 100);
         let other = feed.subscribe(Cursor::Latest).unwrap();
-        let journal = feed.subscribe_first(Cursor::After(0)).unwrap();
+        let journal = feed.subscribe_first(Cursor::After(0));
         for time in 2_000..2_005 {
             feed.publish(update(time));
             assert_eq!(other.live.recv().unwrap().update, Some(update(time)));
         }
         assert!(journal.live.recv().is_err(), "it has lost its channel");
         assert!(METRICS.journal_late.get() > 0);
-        let again = feed.subscribe_first(Cursor::After(2_001)).unwrap();
+        let again = feed.subscribe_first(Cursor::After(2_001));
         assert_eq!(again.backlog.updates, 3);
     }
 

@@ -32,19 +32,15 @@ impl Response {
     }
 
     /// JSON that any page may read and that nobody may keep: it is about this moment.
-    pub fn json(text: String) -> Response {
-        Response::new("application/json", text)
+    pub fn json(status: u16, text: String) -> Response {
+        Response { status, ..Response::new("application/json", text) }
             .header("Cache-Control", "no-store")
             .header("Access-Control-Allow-Origin", "*")
     }
 
     /// The form of every error: a status and a sentence that says what was wrong and what is right.
     pub fn error(status: u16, message: &str) -> Response {
-        Response::json(json!({"error": message}).to_string()).status(status)
-    }
-
-    pub fn status(self, status: u16) -> Response {
-        Response { status, ..self }
+        Response::json(status, json!({"error": message}).to_string())
     }
 
     /// An error that will pass, and in how many seconds to ask again.

@@ -85,7 +85,7 @@ impl Routes {
 
     /// Streams to a client until one side ends it.
     pub fn stream(&self, socket: &TcpStream, from: Cursor, place: Taken) {
-        let reason = Stream::new(socket, from).run(&self.feed, &self.beginning);
+        let reason = Stream { socket, position: from }.run(&self.feed, &self.beginning);
         METRICS.clients_let_go.inc(&[&reason]);
         drop(place);
     }
@@ -111,7 +111,7 @@ impl Routes {
 
     fn price(&self) -> Response {
         let response = match self.feed.condition().latest {
-            Some(update) => Response::json(update.to_json()),
+            Some(update) => Response::json(200, update.to_json()),
             None => Response::unavailable("there is no price yet"),
         };
         if self.made_up { response.header(MADE_UP.0, MADE_UP.1) } else { response }
@@ -132,7 +132,7 @@ impl Routes {
             "updates_retained": condition.updates,
             "clients": METRICS.clients.get(),
         });
-        Response::json(health.to_string()).status(code)
+        Response::json(code, health.to_string())
     }
 
     fn metrics(&self) -> Response {
@@ -153,14 +153,9 @@ impl Routes {
 
 /// Where a stream is to begin. A browser that reconnects sends both forms, and the header is newer.
 fn cursor_of(request: &Request) -> Result<Cursor, String> {
-    if let Some(id) = &request.last_event_id {
-        return Cursor::parse(id);
-    }
-    match request.query.split('&').find_map(|pair| pair.strip_prefix("since=")) {
-        // The characters of a time that a client may have escaped.
-        Some(since) => Cursor::parse(
-            &since.replace("%3A", ":").replace("%3a", ":").replace("%2B", "+").replace("%2b", "+"),
-        ),
-        None => Ok(Cursor::Latest),
-    }
+    // The characters of a time that a client may have escaped.
+    let query = request.query.replace("%3A", ":").replace("%3a", ":");
+    let query = query.replace("%2B", "+").replace("%2b", "+");
+    let since = query.split('&').find_map(|pair| pair.strip_prefix("since="));
+    request.last_event_id.as_deref().or(since).map_or(Ok(Cursor::Latest), Cursor::parse)
 }

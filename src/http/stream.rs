@@ -30,16 +30,12 @@ pub fn beginning(made_up: bool) -> Response {
 
 /// What a client's thread has while it streams.
 pub struct Stream<'a> {
-    socket: &'a TcpStream,
+    pub socket: &'a TcpStream,
     /// The last update that was written, or what the client asked for.
-    position: Cursor,
+    pub position: Cursor,
 }
 
-impl<'a> Stream<'a> {
-    pub fn new(socket: &'a TcpStream, from: Cursor) -> Stream<'a> {
-        Stream { socket, position: from }
-    }
-
+impl Stream<'_> {
     /// Streams until one side ends it, and tells why it ended, as the metrics name it. A client that
     /// fell behind subscribes again, from the last update that was written to it, just as if it had
     /// gone and come back.
@@ -87,7 +83,7 @@ impl<'a> Stream<'a> {
         for event in status.into_iter().chain(&backlog.gap) {
             self.write(event)?;
         }
-        self.socket.write_all(backlog.wire())?;
+        self.socket.write_all(backlog.wire().as_bytes())?;
         self.position = backlog.position;
         METRICS.updates_replayed.add(backlog.updates as u64);
         // It may be the whole history, which would be kept for as long as the stream lasts.

@@ -22,9 +22,8 @@ pub struct Demo {
 impl Demo {
     /// Starts the endpoint on a free port of this machine.
     pub fn start(threads: &Threads) -> Result<Demo, Failure> {
-        let server = Server::http((Ipv4Addr::LOCALHOST, 0))
-            .map_err(|error| format!("no demo source: {error}"))?;
-        let server = Arc::new(server);
+        let server = Server::http((Ipv4Addr::LOCALHOST, 0));
+        let server = Arc::new(server.map_err(|error| format!("no demo source: {error}"))?);
         let url = format!("http://{}/", server.server_addr());
         let serving = server.clone();
         threads.spawn("demo", move |_| serve(&serving))?;

@@ -9,11 +9,14 @@ use serde_json::Value;
 use ureq::{Agent, Error};
 
 use super::{MADE_UP, Source};
-use crate::feed::{LATEST, Update};
+use crate::feed::Update;
 use crate::system::unix_millis;
 
 /// A price document has a few KiB; what is longer is something else.
 const MAX_ANSWER: u64 = 64 * 1024;
+/// An origin's clock may be ahead by so many milliseconds. More is a mistake: after one such update no
+/// other would be newer.
+const DAY: u64 = 24 * 3600 * 1000;
 /// How much of an answer the log shows.
 const SHOWN: usize = 200;
 
@@ -123,22 +126,20 @@ impl Fetcher {
         let price = price.filter(|price| price.is_finite() && *price > 0.0).ok_or_else(|| {
             (Reason::NotAPrice, format!("what is at {price_at} is not a number above zero"))
         })?;
+        let now = unix_millis();
         let Some(pointer) = &self.source.timestamp_at else {
-            return Ok(Update { timestamp: unix_millis(), price });
+            return Ok(Update { timestamp: now, price });
         };
-        let timestamp =
-            find(pointer)?.as_u64().filter(|millis| (1..=LATEST).contains(millis)).ok_or_else(
-                || (Reason::NoPrice, format!("what is at {pointer} is not in Unix milliseconds")),
-            )?;
+        let timestamp = find(pointer)?.as_u64().filter(|time| (1..now + DAY).contains(time));
+        let wrong = || format!("what is at {pointer} is no time in Unix milliseconds up to now");
+        let timestamp = timestamp.ok_or_else(|| (Reason::NoPrice, wrong()))?;
         Ok(Update { timestamp, price })
     }
 
     /// The beginning of an answer, fit for a log: quoted, and without our key should it be there.
     fn start_of(&self, answer: &[u8]) -> String {
-        let mut text = String::from_utf8_lossy(answer).into_owned();
-        if let Some(key) = &self.source.key {
-            text = text.replace(key, "<key>");
-        }
+        let text = String::from_utf8_lossy(answer).into_owned();
+        let text = self.source.key.iter().fold(text, |text, key| text.replace(key, "<key>"));
         format!("the answer starts {:?}", text.chars().take(SHOWN).collect::<String>())
     }
 }

@@ -78,11 +78,9 @@ impl Poller {
             outage.end();
         }
         if self.feed.publish(update) {
-            let learned = self.last_update.elapsed().clamp(ORIGIN_PACE.0, ORIGIN_PACE.1);
-            let pace = if self.fetcher.source.dating() == Dating::Origin {
-                learned
-            } else {
-                self.interval
+            let pace = match self.fetcher.source.dating() {
+                Dating::Own => self.interval,
+                Dating::Origin => self.last_update.elapsed().clamp(ORIGIN_PACE.0, ORIGIN_PACE.1),
             };
             self.last_update = Instant::now();
             self.fresh_until = Some(self.last_update + pace.max(self.interval) * STALE_AFTER);
