@@ -138,11 +138,11 @@ fn duration(text: &str) -> Result<Duration, &'static str> {
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
-fn url(text: &str) -> Result<String, String> {
+fn url(text: &str) -> Result<String, &'static str> {
     let uri: Option<ureq::http::Uri> = text.parse().ok();
-    uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
-        .map(|_| text.to_owned())
-        .ok_or_else(|| "write a whole URL, such as https://api.example.com/btc".into())
+    let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
+    let url = uri.filter(|uri| uri.host().is_some()).map(|_| text.to_owned());
+    url.ok_or("write a whole URL, such as https://api.example.com/btc")
 }
 
 fn pointer(text: &str) -> Result<String, &'static str> {

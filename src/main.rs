@@ -34,13 +34,10 @@ pub extern "C" fn main() -> i32 {
     let config = Config::read();
     logging::start();
     let result = if config.check_health { health::check(config.listen) } else { run(&config) };
-    match result {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("btc-ticker: {error}");
-            1
-        }
+    if let Err(error) = &result {
+        eprintln!("btc-ticker: {error}");
     }
+    result.is_err().into()
 }
 
 fn run(config: &Config) -> Result<(), Failure> {
@@ -78,7 +75,7 @@ fn run(config: &Config) -> Result<(), Failure> {
     threads.spawn("accept", move |shutdown| accepting.accept(shutdown))?;
     writeln!(io::stdout(), "listening on http://{address}")?;
 
-    let end = threads.wait().map_err(|name| format!("the thread {name} has ended, by a fault"));
+    let end = threads.wait().map_err(|name| format!("the thread {name} has ended by itself"));
     log::info!("stopping: {}", end.as_ref().err().map_or("asked by a signal", |why| why));
     let deadline = Instant::now() + FAREWELL;
     server.stop();

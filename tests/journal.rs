@@ -134,9 +134,9 @@ fn killed_while_it_writes_the_file_anew_it_has_one_of_the_two() {
         server.signal(Signal::SIGKILL);
         drop(server);
         let text = fs::read_to_string(&journal).unwrap();
-        let whole = text.lines().filter(|line| line.ends_with('}')).count();
+        let whole = text.lines().filter(|line| line.trim_end().ends_with('}')).count();
         assert!(whole > 0 && text.lines().count() - whole <= 1, "{text}");
-        let last = text.lines().rfind(|line| line.ends_with('}')).unwrap();
+        let last = text.lines().rfind(|line| line.trim_end().ends_with('}')).unwrap();
         let last: serde_json::Value = serde_json::from_str(last).unwrap();
         assert!(last["timestamp"].as_u64() >= seen.last().unwrap().id, "{last} is not the last");
         server = start(&address, &source, &journal, &arguments);
@@ -234,12 +234,85 @@ fn a_torn_line_is_cut_off() {
     fs::write(&journal, whole.clone() + next.trim_end()).unwrap();
     let server = start("127.0.0.1:0", &source, &journal, &[]);
     assert_eq!(server.get("/price").json()["price"], 6.5);
+    // But what came after it may be, and who is here then is told.
+    let mut stream = server.stream("/stream");
+    let last = stream.update().id.unwrap();
     source.say(Say::Prices);
-    let seen = server.stream("/stream").updates(3);
+    let gap = gap_or_update(&mut stream).json();
+    let seen = stream.updates(2);
+    assert_eq!((gap["since"].as_u64(), gap["oldest"].as_u64()), (Some(last), seen[0].id));
     server.stop(Signal::SIGTERM);
-    assert!(fs::read_to_string(&journal).unwrap().starts_with(&(whole + &next)));
+    let lines: Vec<_> = [whole, next].into_iter().chain([gap.to_string()]).collect();
+    let text = fs::read_to_string(&journal).unwrap();
+    for (line, expected) in text.lines().zip(&lines) {
+        assert_eq!(line.trim_end(), expected.trim_end());
+    }
     let server = start("127.0.0.1:0", &source, &journal, &[]);
-    assert!(all(&server).iter().any(|update| *update == seen[2]));
+    assert!(all(&server).iter().any(|update| *update == seen[1]));
+}
+
+/// What comes first of the two.
+fn gap_or_update(stream: &mut Stream) -> Event {
+    loop {
+        let event = stream.event();
+        if event.name.as_deref() != Some("status") {
+            return event;
+        }
+    }
+}
+
+#[test]
+fn how_the_last_line_ends_says_whether_more_was_seen() {
+    let journal = folder("ends").join("journal");
+    let source = Source::start();
+    for (end, is_gap) in [
+        ("\n", false),
+        ("\n{\"timestamp\":17", false),
+        ("\n\0\0\0\0", false),
+        ("", true),
+        (" ", true),
+        (" \n", true),
+        (" \n{\"oldest\":17", true),
+        (" \n{\"timestamp\":1795522542565,\"pri", true),
+    ] {
+        source.say(Say::Nothing);
+        let last = unix_millis();
+        fs::write(&journal, line(last, 5).trim_end().to_owned() + end).unwrap();
+        for restart in ["the first", "the second"] {
+            let server = start("127.0.0.1:0", &source, &journal, &[]);
+            let mut stream = server.stream(&format!("/stream?since={last}"));
+            source.say(Say::Prices);
+            let first = gap_or_update(&mut stream);
+            assert_eq!(first.name.is_some(), is_gap, "{end:?}, {restart} start: {first:?}");
+            server.stop(Signal::SIGKILL);
+        }
+    }
+}
+
+#[test]
+fn writing_anew_loses_no_update_that_is_retained() {
+    let journal = folder("anew").join("journal");
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let now = unix_millis();
+    let (expired, kept) = (now - 7_200_000, now - 20_000);
+    let mut text: String = (0..60).map(|i| line(expired + i, 5)).collect();
+    for i in 1..=10 {
+        let (since, oldest) = (kept + 10 * (i - 1), kept + 10 * i);
+        text += &format!("{{\"oldest\":{oldest},\"since\":{since}}}\n");
+        text += &format!("{{\"timestamp\":{oldest},\"price\":57720.534022286476}}\n");
+    }
+    fs::write(&journal, &text).unwrap();
+    let server = start("127.0.0.1:0", &source, &journal, &[]);
+    let shorter = || fs::metadata(&journal).unwrap().len() < text.len() as u64 / 2;
+    eventually("it is written anew", shorter);
+    server.stop(Signal::SIGKILL);
+    let server = start("127.0.0.1:0", &source, &journal, &[]);
+    let known = all(&server);
+    let ids: Vec<_> = known.iter().map(|update| update.id.unwrap()).collect();
+    assert_eq!(ids, (1..=10).map(|i| kept + 10 * i).collect::<Vec<_>>());
+    let data = known[9].data.as_deref().unwrap();
+    assert!(data.ends_with("\"price\":57720.534022286476}"), "to the last digit: {data}");
 }
 
 #[test]
@@ -253,7 +326,11 @@ fn a_file_that_may_be_somebody_elses_is_not_touched() {
         ("hello".to_owned(), "line 1 "),
         ("{\"timestamp\":5}\n".to_owned(), "line 1 "),
         (good.clone() + "\n" + &line(now + 1, 5), "line 2 "),
-        (good.clone() + "{\"gap\":false}\n", "line 2 "),
+        (good.clone() + "{\"gap\":true}\n", "line 2 "),
+        ("{\"timestamp\":1700000000000,\"user\":\"alice\"}".to_owned(), "line 1 "),
+        ("{\"timestamp\":1700000000000,\"us".to_owned(), "line 1 "),
+        ("{\"timestamp\":\"2026-01-01\",\"items\":[1".to_owned(), "line 1 "),
+        ("3.14".to_owned(), "line 1 "),
         (good.clone() + "{\"timestamp\":7,\"pri\n" + &line(now + 1, 5), "line 2 "),
         (good.clone() + &line(now, 5), "line 2 "),
         (good.clone() + &line(now + 5, 5) + &line(now + 4, 5), "line 3 "),
@@ -292,27 +369,21 @@ fn where_it_cannot_be_written_anew_it_grows_and_loses_nothing() {
     let source = Source::start();
     let arguments = ["--interval", "5ms", "--retention", "50ms"];
     let server = start("127.0.0.1:0", &source, &journal, &arguments);
-    fs::create_dir(&beside).unwrap();
+    eventually("nothing is being written anew", || fs::create_dir(&beside).is_ok());
     let mut stream = server.stream("/stream");
     let seen = stream.updates(200);
-    eventually("it is told", || server.log().contains("journal: "));
+    eventually("it is told", || server.log().contains("Is a directory"));
     assert!(server.metric("btc_ticker_journal_errors_total") > 1.0);
     assert_eq!(server.metric("btc_ticker_journal_late_total"), 0.0, "it keeps its channel");
-    server.signal(Signal::SIGKILL);
     let text = fs::read_to_string(&journal).unwrap();
-    let of_the_first = text.lines().position(|line| Some(line) == seen[0].data.as_deref());
-    let lines = text.lines().skip(of_the_first.unwrap());
+    let lines = text.lines().map(str::trim_end);
+    let lines = lines.skip_while(|line| Some(*line) != seen[0].data.as_deref());
     assert!(seen.iter().map(|update| update.data.as_deref().unwrap()).eq(lines.take(seen.len())));
-    drop(server);
     fs::remove_dir(&beside).unwrap();
-    let server = start("127.0.0.1:0", &source, &journal, &arguments);
-    fs::create_dir(&beside).unwrap();
-    let length = || fs::metadata(&journal).unwrap().len();
-    let before = length();
-    server.stream("/stream").updates(100);
-    assert!(length() > before);
-    fs::remove_dir(&beside).unwrap();
-    eventually("it is written anew", || length() < before);
+    eventually("it is written anew", || {
+        stream.update();
+        fs::metadata(&journal).unwrap().len() < text.len() as u64 / 2
+    });
 }
 
 #[test]
@@ -396,7 +467,7 @@ fn a_full_disk_stops_nobody_and_what_it_missed_is_written_when_it_can_be() {
     });
     let written = lines();
     for (update, line) in seen.iter().zip(written.lines()) {
-        assert_eq!(update.data.as_deref(), Some(line));
+        assert_eq!(update.data.as_deref(), Some(line.trim_end()));
     }
     assert!(written.lines().count() >= seen.len());
     assert_in_order(&seen);
@@ -438,9 +509,11 @@ fn what_a_full_disk_did_not_take_is_told_after_a_kill() {
     assert!(kept < seen.len());
     // A second restart has to know it as well.
     let mut first = None;
-    for _ in 0..2 {
-        let server = start("127.0.0.1:0", &source, &journal, &[]);
-        let mut latest = server.stream("/stream");
+    for restart in 0..2 {
+        let server = start("127.0.0.1:0", &source, &journal, &["--interval", "1s"]);
+        let mut latest = server.stream(&format!("/stream?since={}", seen[kept - 1].id.unwrap()));
+        let told = latest.named("gap");
+        assert_eq!(told["since"].as_u64(), seen[kept - 1].id, "after {restart} restarts");
         eventually("a new update", || latest.update().id > seen.last().unwrap().id);
         let known = all(&server);
         assert_eq!(known[..kept], seen[..kept], "what the disk took");
@@ -458,7 +531,7 @@ fn what_a_full_disk_did_not_take_is_told_after_a_kill() {
         server.stop(Signal::SIGKILL);
     }
     let text = fs::read_to_string(&journal).unwrap();
-    assert_eq!(text.matches("{\"gap\":true}\n").count(), 1, "{text}");
+    assert_eq!(text.matches("{\"oldest\":").count(), 1, "{text}");
 }
 
 #[test]
@@ -472,7 +545,8 @@ fn a_clean_end_writes_what_was_still_missing() {
     assert_eq!(status.code(), Some(0), "{log}");
     seen.extend(rest(stream));
     let text = fs::read_to_string(&journal).unwrap();
-    assert!(seen.iter().map(|update| update.data.as_deref().unwrap()).eq(text.lines()), "{text}");
+    let lines = text.lines().map(str::trim_end);
+    assert!(seen.iter().map(|update| update.data.as_deref().unwrap()).eq(lines), "{text}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ const SECONDS_BELOW: u64 = 100_000_000_000;
 
 impl Cursor {
     /// Reads Unix milliseconds, Unix seconds or an RFC 3339 time; the error is a sentence for the client.
-    pub fn parse(text: &str) -> Result<Cursor, String> {
+    pub fn parse(text: &str) -> Result<Cursor, &'static str> {
         // Before 1970 there is nothing, and 0 would mean "no complaint about what is gone".
         let millis_of = |time: jiff::Timestamp| time.as_millisecond().max(1).unsigned_abs();
         let millis = match text.parse::<u64>() {
@@ -22,11 +22,10 @@ impl Cursor {
             Ok(number) => Some(number),
             Err(_) => text.parse().ok().map(millis_of),
         };
-        millis.map(Cursor::After).ok_or_else(|| {
+        millis.map(Cursor::After).ok_or(
             "since is not a time: write Unix milliseconds (1795426752977), \
-         Unix seconds (1795426752) or RFC 3339 (2026-11-23T09:30:00Z)"
-                .to_owned()
-        })
+             Unix seconds (1795426752) or RFC 3339 (2026-11-23T09:30:00Z)",
+        )
     }
 }
 
@@ -34,7 +33,7 @@ impl Cursor {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Cursor, String> {
+    fn read(text: &str) -> Result<Cursor, &'static str> {
         Cursor::parse(text)
     }
 

@@ -4,9 +4,6 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// The end of the year 9999: a later time is a mistake.
-pub const LATEST: u64 = 253_402_300_799_999;
-
 /// A price of one bitcoin in USD and when it was retrieved, in Unix milliseconds.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -50,6 +47,12 @@ impl Event {
     /// Tells that something after `since` is gone; `oldest` is the first update that is not.
     pub fn gap(since: u64, oldest: Option<u64>) -> Event {
         Event::named("gap", &json!({"since": since, "oldest": oldest}))
+    }
+
+    /// The same update, and before it that something between `since` and it is gone.
+    pub fn after_gap(&self, since: u64) -> Event {
+        let gap = Event::gap(since, self.update.map(|update| update.timestamp));
+        Event { update: self.update, wire: [gap.wire, self.wire.clone()].concat().into() }
     }
 
     /// Tells nothing, but keeps the stream open. A line of the next event, so that nobody takes it for

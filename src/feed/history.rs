@@ -18,11 +18,11 @@ pub struct History {
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
-    /// The newest update that is gone, or else the start of this process or the first update that was
-    /// restored: nothing is known before it.
+    /// A cursor below this has missed something. It is the newest update that is gone, or the first one
+    /// after a gap, or else the start of this process.
     horizon: u64,
-    /// Whether updates may be missing between the newest and the next one, which will be the horizon.
-    unsure: bool,
+    /// Whether updates may be missing between the newest and the next one. That one is then the horizon.
+    pub(super) unsure: bool,
     /// The newest timestamp ever given (0: none), so that they increase even when the clock steps back.
     pub(super) newest: u64,
     /// When it was last known how old the newest update is, and what it was.
@@ -55,15 +55,6 @@ impl Dating {
     /// Clocks of replicas and origin may differ by so many milliseconds.
     const CLOCKS_DIFFER: u64 = 60_000;
 
-    /// The update with the timestamp that it is to have; `None` where it is not a new one.
-    fn date(self, update: Update, newest: u64, horizon: u64) -> Option<Update> {
-        let timestamp = update.timestamp.max(newest.max(horizon) + 1);
-        match self {
-            Dating::Own => Some(Update { timestamp, ..update }),
-            Dating::Origin => Some(update).filter(|update| update.timestamp > newest),
-        }
-    }
-
     /// Whether an update above the newest may have this timestamp: nobody can have had one of the
     /// future, or one that our own clock has yet to date.
     fn expects(self, timestamp: u64) -> bool {
@@ -95,8 +86,8 @@ impl History {
         History {
             updates: VecDeque::new(),
             joined: None,
-            horizon: started,
-            // An origin has published before, and by a clock of its own.
+            // An origin may have published anything before, and by a clock of its own.
+            horizon: if dating == Dating::Own { started } else { u64::MAX },
             unsure: dating == Dating::Origin,
             newest: 0,
             last_known: None,
@@ -106,33 +97,32 @@ impl History {
         }
     }
 
-    /// Takes in what an earlier process has journalled, oldest first, with its true age. Just before
-    /// the index `complete_from`, which may be the end, updates may be missing, and nowhere after it.
+    /// Takes in what an earlier process has journalled, oldest first, with its true age. Updates may be
+    /// missing just before the index `complete_from` (the end: after all of them), and nowhere after it.
     pub fn restore(&mut self, updates: &[Update], complete_from: usize) {
         let now = unix_millis();
         for (index, &update) in updates.iter().enumerate() {
-            self.unsure |= index == complete_from;
+            self.unsure |= index == 0 || index == complete_from;
             let age = Duration::from_millis(now.saturating_sub(update.timestamp));
             self.push(update, Arc::new(Event::update(update)), age);
         }
         self.expire();
-        let is_open = !updates.is_empty() && complete_from == updates.len();
-        self.unsure = is_open || self.dating == Dating::Origin;
+        let ends_in_gap = !updates.is_empty() && complete_from == updates.len();
+        self.unsure = ends_in_gap || self.dating == Dating::Origin;
     }
 
-    /// The update with the timestamp that it is to have; `None` where it is not a new one.
+    /// The update with the timestamp that it is to have; `None` where it is not a new one. An origin that
+    /// repeats the newest one shows that nothing came after it.
     pub fn date(&mut self, update: Update) -> Option<Update> {
-        // Where the origin still has the newest that was restored, nothing came after it.
-        self.unsure &= update.timestamp != self.newest;
-        self.dating.date(update, self.newest, self.horizon)
+        if self.dating == Dating::Origin {
+            self.unsure &= update.timestamp != self.newest;
+            return Some(update).filter(|update| update.timestamp > self.newest);
+        }
+        let timestamp = update.timestamp.max(self.newest.max(self.horizon) + 1);
+        Some(Update { timestamp, ..update })
     }
 
-    /// A client that has all up to this has missed nothing that is gone.
-    pub fn complete_after(&self) -> u64 {
-        if self.unsure { u64::MAX } else { self.horizon }
-    }
-
-    /// Adds an update that has been dated, and is so old.
+    /// Adds an update that has been dated and is `age` old.
     pub fn push(&mut self, update: Update, event: Arc<Event>, age: Duration) {
         if mem::take(&mut self.unsure) {
             self.horizon = update.timestamp;
@@ -175,7 +165,7 @@ impl History {
             // 0 asks for what there is, so nothing can be missing from it.
             Cursor::After(after) => (
                 self.updates.partition_point(|entry| entry.update.timestamp <= after),
-                (after != 0 && after < self.complete_after()).then(|| Event::gap(after, oldest)),
+                (after != 0 && after < self.horizon).then(|| Event::gap(after, oldest)),
             ),
         };
         let position = match from {

@@ -6,28 +6,33 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
 use std::io::{self, Write};
-use std::mem;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cursor, Feed, History, LATEST, Subscription, Update};
+use super::{Cursor, Feed, History, Subscription, Update};
 use crate::system::{Failure, METRICS, Seldom, Shutdown, Threads};
 
+/// The end of the year 9999: a later time is a mistake.
+const LATEST: u64 = 253_402_300_799_999;
 /// After an error, until the disk is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How every line begins.
-const BEGIN: &str = "{\"timestamp\":";
-/// The line that says that updates are missing there.
-const GAP: &str = "{\"gap\":true}\n";
+/// How a line ends while clients have seen updates after it that are not yet written. As the end of the
+/// file it says that some may be missing there.
+const OPEN_END: &str = " \n";
+/// How the line of an update begins, without its numbers.
+const UPDATE: &[u8] = b"{\"timestamp\":,\"price\":";
+/// How the line of a gap begins.
+const GAP: &[u8] = b"{\"oldest\":";
 
 pub struct Journal {
     path: PathBuf,
     /// Open for appending, and locked against other processes as long as it is.
     file: File,
-    lines: usize,
-    /// What the last line lacks, if anything.
+    /// How many updates it has.
+    updates: usize,
+    /// What is to be written before the next line: the end that the last one has lost, if it has.
     end: &'static str,
     /// The timestamp of the last line.
     newest: u64,
@@ -46,13 +51,17 @@ impl Journal {
 
     fn read(path: &Path, history: &mut History) -> io::Result<Journal> {
         let file = open_locked(path)?;
-        // Where it is a link, what that points to will be written anew.
+        // A link stays one: what it points to is replaced.
         let (path, faults) = (path.canonicalize()?, Seldom::default());
-        let mut journal = Journal { path, file, lines: 0, end: "", newest: 0, faults };
+        let mut journal = Journal { path, file, updates: 0, end: "", newest: 0, faults };
         let (updates, complete_from) = journal.check()?;
         history.restore(&updates, complete_from);
         log::info!("journal: {} updates, {} retained", updates.len(), history.updates.len());
-        // Now, so that a folder in which it cannot be done is found out.
+        if !updates.is_empty() && complete_from == updates.len() {
+            log::warn!("journal: updates may be missing after its last line");
+        }
+        // Tried now, so that a folder in which it cannot be done is found out. A disk that is full may
+        // have room later.
         let full = [StorageFull, QuotaExceeded, FileTooLarge];
         let tried = journal.rewrite(usize::MAX);
         tried.or_else(|error| if full.contains(&error.kind()) { Ok(()) } else { Err(error) })?;
@@ -65,15 +74,20 @@ impl Journal {
         threads.spawn("journal", move |shutdown| self.run(first, &feed, shutdown))
     }
 
-    /// Runs until the feed has closed, and the file has all that it had.
+    /// Runs until the feed has closed. Then it writes the rest, as far as it can.
     fn run(&mut self, mut subscription: Subscription, feed: &Arc<Feed>, shutdown: &Shutdown) {
         loop {
-            let (result, is_last) = (self.follow(&subscription, feed), subscription.open.is_none());
+            let is_last = subscription.open.is_none();
+            let mut result = self.follow(&subscription, feed);
             // So that nobody waits for a disk that fails.
             drop(subscription);
-            if let Err(error) = result {
+            while let Err(error) = result {
                 self.complain(&error);
-                shutdown.wait_until(Instant::now() + PAUSE);
+                let is_over = shutdown.wait_until(Instant::now() + PAUSE);
+                result = self.check().map(drop);
+                if is_over && result.is_err() {
+                    return;
+                }
             }
             if is_last {
                 return;
@@ -84,84 +98,92 @@ impl Journal {
 
     /// Writes what is missing, and then what comes, until its channel ends.
     fn follow(&mut self, subscription: &Subscription, feed: &Feed) -> io::Result<()> {
-        self.check()?;
         let backlog = &subscription.backlog;
-        self.append(backlog.gap.is_some(), backlog.wire())?;
+        let gap = backlog.gap.as_ref().map_or("", |gap| &gap.wire);
+        self.append(&[gap, backlog.wire()].concat())?;
+        self.tidy(feed);
         for event in &subscription.live {
-            if event.update.is_some() {
-                let is_gap = self.newest < feed.condition().complete_after;
-                self.append(is_gap, &event.wire)?;
-                continue;
+            match event.update {
+                Some(_) => self.append(&event.wire)?,
+                // The others are being served: there is time until the next update is due.
+                None => self.tidy(feed),
             }
-            // The others are being served: there is time until the next update is due.
-            let tidied = self.file.sync_data().and_then(|()| self.forget_expired(feed));
-            tidied.unwrap_or_else(|error| self.complain(&error));
         }
-        self.file.sync_data()
-    }
-
-    /// Appends the data of events, if any, in one piece: a line for each, and one before them where
-    /// updates are missing.
-    fn append(&mut self, is_gap: bool, wire: &str) -> io::Result<()> {
-        let newest = wire.lines().rev().find_map(|line| line.strip_prefix("id: ")?.parse().ok());
-        let Some(newest) = newest else { return Ok(()) };
-        let data: Vec<_> = wire.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
-        let gap = if is_gap && self.lines > 0 { GAP } else { "" };
-        let text = [self.end, gap, &data.join("\n"), "\n"].concat();
-        let length = self.file.metadata()?.len();
-        self.file.write_all(text.as_bytes()).inspect_err(|_| {
-            // The last line loses its end, which needs no room: so a later start knows that updates
-            // after it may be missing.
-            let end = 1 - mem::replace(&mut self.end, "\n").len() as u64;
-            let _ = self.file.set_len(length.saturating_sub(end));
-        })?;
-        (self.lines, self.end, self.newest) = (self.lines + data.len(), "", newest);
-        METRICS.journal_updates.add(data.len() as u64);
         Ok(())
     }
 
-    /// Reads the file, and cuts off a line that was never finished. Returns the updates, and where they
-    /// begin to be complete, as the history wants it.
+    /// Appends the data of events, if any, in one piece: a line for each update and each gap.
+    fn append(&mut self, wire: &str) -> io::Result<()> {
+        let data: Vec<_> = wire.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        if data.is_empty() {
+            return Ok(());
+        }
+        let text = [self.end, &data.join(OPEN_END), "\n"].concat();
+        let length = self.file.metadata()?.len();
+        self.file.write_all(text.as_bytes()).inspect_err(|_| {
+            // The last line loses its end, by which a later start knows that updates may be missing
+            // there. It needs no room on a disk that is full.
+            let end = if self.end.is_empty() { 1 } else { 0 };
+            self.end = OPEN_END;
+            let _ = self.file.set_len(length.saturating_sub(end));
+        })?;
+        let ids = wire.lines().filter_map(|line| line.strip_prefix("id: ")?.parse().ok());
+        for id in ids {
+            (self.newest, self.updates) = (id, self.updates + 1);
+            METRICS.journal_updates.inc();
+        }
+        self.end = "";
+        Ok(())
+    }
+
+    /// Reads the file, and cuts off a line that was never finished. Returns the updates, and from which
+    /// index on they are complete (see `History::restore`).
     fn check(&mut self) -> io::Result<(Vec<Update>, usize)> {
         let bytes = fs::read(&self.path)?;
         let (updates, complete_from, length) = parse(&bytes)
             .map_err(|line| io::Error::other(format!("line {line} is no update that follows")))?;
-        let end = if bytes[..length].last().is_none_or(|byte| *byte == b'\n') { "" } else { "\n" };
-        if length < bytes.len() || end != self.end {
+        if length < bytes.len() {
             self.file.set_len(length as u64)?;
-            self.faults.warn("journal: the last line was torn, and is mended");
+            log::warn!("journal: the last line was torn, and is cut off");
         }
-        (self.lines, self.end) = (updates.len(), end);
+        let is_whole = bytes[..length].last().is_none_or(|byte| *byte == b'\n');
+        let end = if is_whole { "" } else { OPEN_END };
+        (self.updates, self.end) = (updates.len(), end);
         self.newest = updates.last().map_or(0, |update| update.timestamp);
         Ok((updates, complete_from))
     }
 
-    /// Where more than half of the lines have expired, keeps the others, and the newest of those that
-    /// have: from there on nothing is gone.
-    fn forget_expired(&mut self, feed: &Feed) -> io::Result<()> {
+    /// Syncs. Where more than half of the updates have expired, keeps the others, and the newest of
+    /// those that have: from there on nothing is gone.
+    fn tidy(&mut self, feed: &Feed) {
         // One more, because the latest may be written and not yet be in the history.
         let kept = feed.condition().updates + 2;
-        if self.lines > 2 * kept { self.rewrite(kept) } else { Ok(()) }
+        let is_due = self.updates > 2 * kept;
+        let result = if is_due { self.rewrite(kept) } else { self.file.sync_data() };
+        result.unwrap_or_else(|error| self.complain(&error));
     }
 
-    /// Writes the last lines to a new file beside the old one, and puts it in its place. A crash
+    /// Writes the last updates to a new file beside the old one, and puts it in its place. A crash
     /// leaves one of the two.
-    fn rewrite(&mut self, lines: usize) -> io::Result<()> {
+    fn rewrite(&mut self, updates: usize) -> io::Result<()> {
         let bytes = fs::read(&self.path)?;
         let all: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
-        let kept = &all[all.len().saturating_sub(lines)..];
+        let gaps = all.iter().filter(|line| line.starts_with(GAP)).count();
+        let kept = &all[all.len().saturating_sub(updates.saturating_add(gaps))..];
+        // Where it fails, it is tried again after as many more.
+        self.updates = self.updates.min(updates);
         let mut beside = self.path.clone().into_os_string();
-        // A name that is nobody else's: a crash may have left one.
+        // A name that no other program uses. A crash may have left such a file.
         beside.push(".btc-ticker-new");
         let _ = fs::remove_file(&beside);
         let put_in_place = || {
             let mut file = open_locked(Path::new(&beside))?;
+            file.set_permissions(self.file.metadata()?.permissions())?;
             file.write_all(&kept.concat())?;
             file.sync_all()?;
             fs::rename(&beside, &self.path).map(|()| file)
         };
         self.file = put_in_place().inspect_err(|_| drop(fs::remove_file(&beside)))?;
-        self.lines = kept.len();
         self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     }
 
@@ -186,28 +208,31 @@ fn open_locked(path: &Path) -> io::Result<File> {
     }
 }
 
-/// The updates; the index of the first one after the last place where some may be missing, which is a
-/// line that says so or a last line without its end; and how many bytes are good. The error is the number of
-/// a line that is no update after the one before.
+/// Returns the updates, from which index on they are complete (see `History::restore`), and how many
+/// bytes are good. The error is the number of the first line that is wrong.
 fn parse(bytes: &[u8]) -> Result<(Vec<Update>, usize, usize), usize> {
     let (mut updates, mut complete_from, mut length) = (Vec::<Update>::new(), 0, 0);
     for (number, line) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
-        let (is_gap, is_whole) = (line == GAP.as_bytes(), line.ends_with(b"\n"));
-        // Of a line that was being written when the process ended nobody has seen the update.
-        let is_begun =
-            |of: &str| of.as_bytes().starts_with(line) || line.starts_with(of.as_bytes());
         let newest = updates.last().map_or(0, |update| update.timestamp);
         let is_next = |it: &Update| (newest + 1..=LATEST).contains(&it.timestamp) && it.price > 0.0;
+        let is_whole = line.ends_with(b"\n");
         match serde_json::from_slice(line).ok().filter(is_next) {
             Some(update) => updates.push(update),
-            None if is_gap => {}
-            None if !is_whole && (is_begun(BEGIN) || is_begun(GAP)) => break,
+            None if is_whole && line.starts_with(GAP) => complete_from = updates.len(),
+            None if !is_whole && is_begun(line) => break,
             None => return Err(number),
         }
         length += line.len();
-        if is_gap || !is_whole {
-            complete_from = updates.len();
-        }
     }
+    let is_complete = length == 0 || bytes[..length].ends_with(b"}\n");
+    let complete_from = if is_complete { complete_from } else { updates.len() };
     Ok((updates, complete_from, length))
+}
+
+/// Whether it is the beginning of a line that we write. A power cut may have left zeros in it.
+fn is_begun(line: &[u8]) -> bool {
+    let shape = line.iter().copied().filter(|byte| !b"0123456789.\0".contains(byte));
+    let shape: Vec<u8> = shape.collect();
+    let is_gap = line.starts_with(GAP) || GAP.starts_with(line);
+    is_gap || matches!(line[0], b'{' | 0) && UPDATE.starts_with(&shape)
 }

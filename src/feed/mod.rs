@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use crate::system::METRICS;
 pub use cursor::Cursor;
-pub use event::{Event, LATEST, Update};
+pub use event::{Event, Update};
 pub use history::{Backlog, Dating, History};
 pub use journal::Journal;
 
@@ -67,14 +67,14 @@ struct Subscribers {
 
 /// What `subscribe` hands to a client's thread: everything up to now, and a channel for the rest.
 pub struct Subscription {
-    /// Told before anything else.
+    /// The status to be told first, while prices are stale.
     pub stale: Option<Arc<Event>>,
     pub backlog: Backlog,
     /// Events after the backlog; disconnected when the client fell behind or the feed closed.
     pub live: Receiver<Arc<Event>>,
     number: u64,
     feed: Arc<Feed>,
-    /// None where the feed has closed.
+    /// `None` where the feed has closed.
     open: Option<Sender<Infallible>>,
 }
 
@@ -84,8 +84,6 @@ pub struct Condition {
     pub latest: Option<Update>,
     /// How many updates are retained.
     pub updates: usize,
-    /// Who has all up to this has missed nothing that is gone.
-    pub complete_after: u64,
     /// Time since the last update; `None` before the first.
     pub age: Option<Duration>,
     /// Whether prices have stopped coming.
@@ -105,17 +103,20 @@ impl Feed {
     pub fn publish(&self, update: Update) -> bool {
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
-        // After the end nobody may see what the journal will not have.
+        // Once the feed has closed, nobody may see an update that the journal will not have.
         let is_open = state.open.is_some();
         let Some(update) = state.history.date(update).filter(|_| is_open) else { return false };
+        let (newest, unsure) = (state.history.newest, state.history.unsure);
         drop(state);
         let event = Arc::new(Event::update(update));
-        subscribers.first = subscribers.first.take().filter(|first| has_written(first, &event));
+        let gap = (unsure && newest > 0).then(|| Arc::new(event.after_gap(newest)));
+        let told = gap.unwrap_or(event.clone());
+        subscribers.first = subscribers.first.take().filter(|first| has_written(first, &told));
         self.send(&mut subscribers, |state| {
-            state.history.push(update, event.clone(), Duration::ZERO);
+            state.history.push(update, event, Duration::ZERO);
             METRICS.updates_published.inc();
             let recovered = state.stale.take().map(|_| Arc::new(Event::fresh()));
-            recovered.into_iter().chain([event]).collect()
+            recovered.into_iter().chain([told]).collect()
         });
         true
     }
@@ -162,12 +163,13 @@ impl Feed {
         Some(self.register(from, CHANNEL_CAPACITY)).filter(|it| it.open.is_some())
     }
 
-    /// The same for the journal, which is served before all others. When the feed has closed it gets
-    /// the rest, once. Called by its thread.
+    /// The same for the journal, which is served before all others. Once the feed has closed, it is
+    /// the last backlog and a channel that has ended. Called by its thread.
     pub fn subscribe_first(self: &Arc<Self>, from: Cursor) -> Subscription {
         self.register(from, 0)
     }
 
+    /// The journal's `capacity` is 0: what is sent to it waits until it is taken.
     fn register(self: &Arc<Self>, from: Cursor, capacity: usize) -> Subscription {
         let (channel, live) = bounded(capacity);
         let mut subscribers = self.subscribers.lock();
@@ -206,9 +208,8 @@ impl Feed {
         let state = self.state.lock();
         let (history, stale) = (&state.history, state.stale.is_some());
         let latest = history.updates.back().map(|entry| entry.update);
-        let (updates, complete_after) = (history.updates.len(), history.complete_after());
         let age = history.last_known.map(|(at, age)| age + at.elapsed());
-        Condition { latest, updates, complete_after, age, stale }
+        Condition { latest, updates: history.updates.len(), age, stale }
     }
 }
 
@@ -219,7 +220,7 @@ fn has_written(first: &Sender<Arc<Event>>, event: &Arc<Event>) -> bool {
     // It takes the second when it is done with the first.
     let both = [event.clone(), Arc::new(Event::heartbeat())];
     let done = both.into_iter().all(|event| first.send_deadline(event, deadline).is_ok());
-    METRICS.journal_late.add((!done).into());
+    METRICS.journal_late.add((!done && Instant::now() >= deadline).into());
     done
 }
 

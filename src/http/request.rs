@@ -32,12 +32,9 @@ pub struct Request {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Refusal(pub &'static str, pub u16, pub &'static str);
 
-const MALFORMED: Refusal = Refusal(
-    "malformed",
-    400,
-    "this is no HTTP/1.1 request: send GET, a path and HTTP/1.1 on the first line, then headers of \
-     the form Name: value, then an empty line",
-);
+const FORM: &str = "this is no HTTP/1.1 request: send GET, a path and HTTP/1.1 on the first line, \
+    then headers of the form Name: value, then an empty line";
+const MALFORMED: Refusal = Refusal("malformed", 400, FORM);
 const TOO_SLOW: Refusal =
     Refusal("too slow", 408, "a request must be here within 5 s of its first byte");
 const BODY: Refusal = Refusal("body", 413, "no request here has a body: send GET, and only a head");
@@ -99,13 +96,12 @@ fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
     let mut headers = Vec::with_capacity(MAX_HEADERS);
     let mut parsed = httparse::Request::new(&mut []);
     let parsing = parsed.parse_with_uninit_headers(bytes, headers.spare_capacity_mut());
-    let Status::Complete(end) = parsing.map_err(|error| match error {
-        Error::TooManyHeaders => TOO_LONG,
-        Error::Version => VERSION,
-        _ => MALFORMED,
-    })?
-    else {
-        return Ok(None);
+    let end = match parsing {
+        Ok(Status::Complete(end)) => end,
+        Ok(Status::Partial) => return Ok(None),
+        Err(Error::TooManyHeaders) => return Err(TOO_LONG),
+        Err(Error::Version) => return Err(VERSION),
+        Err(_) => return Err(MALFORMED),
     };
     let method = parsed.method.and_then(|method| method.parse().ok()).ok_or(MALFORMED)?;
     refuse_body(parsed.headers)?;

@@ -27,7 +27,7 @@ pub struct Routes {
     pages: Vec<(&'static str, Response)>,
     /// The name of the source.
     source: &'static str,
-    /// Whether its prices are.
+    /// Whether prices are made up.
     made_up: bool,
     /// How every stream begins.
     beginning: Response,
@@ -92,7 +92,7 @@ impl Routes {
 
     /// A place for a stream, or the response that says why there is none.
     fn admit(&self, request: &Request) -> Result<(Cursor, Taken), Response> {
-        let from = cursor_of(request).map_err(|message| Response::error(400, &message))?;
+        let from = cursor_of(request).map_err(|message| Response::error(400, message))?;
         if request.method == Method::Head {
             return Err(self.beginning.clone());
         }
@@ -152,8 +152,8 @@ impl Routes {
 }
 
 /// Where a stream is to begin. A browser that reconnects sends both forms, and the header is newer.
-fn cursor_of(request: &Request) -> Result<Cursor, String> {
-    // The characters of a time that a client may have escaped.
+fn cursor_of(request: &Request) -> Result<Cursor, &'static str> {
+    // A client may have escaped the `:` and `+` of a time.
     let query = request.query.replace("%3A", ":").replace("%3a", ":");
     let query = query.replace("%2B", "+").replace("%2b", "+");
     let since = query.split('&').find_map(|pair| pair.strip_prefix("since="));

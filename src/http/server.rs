@@ -65,7 +65,7 @@ impl Server {
         while !shutdown.has_come() {
             match self.listener.accept() {
                 Ok((socket, _)) => self.admit(socket),
-                // By `stop`: it listens no more.
+                // `stop` has shut the listener down.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
                 Err(error) => {
                     METRICS.accept_errors.inc();
@@ -78,7 +78,8 @@ impl Server {
         }
     }
 
-    /// Ends `accept`, which may be waiting for a connection. Called by `main`, at the end. Where the system refuses it (macOS), the process ends without that thread.
+    /// Ends `accept`, which may be waiting for a connection. Called by `main`, at the end. Where the
+    /// system refuses it (macOS), the process ends without that thread.
     pub fn stop(&self) {
         let _ = SockRef::from(&self.listener).shutdown(Half::Both);
     }

@@ -22,10 +22,8 @@ pub fn beginning(made_up: bool) -> Response {
         .header("Cache-Control", "no-store")
         .header("X-Accel-Buffering", "no")
         .header("Access-Control-Allow-Origin", "*");
-    if !made_up {
-        return head;
-    }
-    head.header(MADE_UP.0, MADE_UP.1).body(": prices are made up (source: demo)\n".to_owned())
+    let comment = ": prices are made up (source: demo)\n".to_owned();
+    if made_up { head.header(MADE_UP.0, MADE_UP.1).body(comment) } else { head }
 }
 
 /// What a client's thread has while it streams.
@@ -80,9 +78,7 @@ impl Stream<'_> {
         // The end of an outage may have been among what it missed.
         let fresh = fell_behind.then(Event::fresh);
         let status = stale.as_deref().or(fresh.as_ref());
-        for event in status.into_iter().chain(&backlog.gap) {
-            self.write(event)?;
-        }
+        status.into_iter().chain(&backlog.gap).try_for_each(|event| self.write(event))?;
         self.socket.write_all(backlog.wire().as_bytes())?;
         self.position = backlog.position;
         METRICS.updates_replayed.add(backlog.updates as u64);

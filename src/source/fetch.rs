@@ -14,9 +14,9 @@ use crate::system::unix_millis;
 
 /// A price document has a few KiB; what is longer is something else.
 const MAX_ANSWER: u64 = 64 * 1024;
-/// An origin's clock may be ahead by so many milliseconds. More is a mistake: after one such update no
-/// other would be newer.
-const DAY: u64 = 24 * 3600 * 1000;
+/// An origin's clock may be ahead by so many milliseconds, a day. More is a mistake: after such an update
+/// no other would be newer.
+const MAX_AHEAD: u64 = 24 * 3600 * 1000;
 /// How much of an answer the log shows.
 const SHOWN: usize = 200;
 
@@ -130,8 +130,10 @@ impl Fetcher {
         let Some(pointer) = &self.source.timestamp_at else {
             return Ok(Update { timestamp: now, price });
         };
-        let timestamp = find(pointer)?.as_u64().filter(|time| (1..now + DAY).contains(time));
-        let wrong = || format!("what is at {pointer} is no time in Unix milliseconds up to now");
+        let timestamp = find(pointer)?.as_u64().filter(|time| (1..now + MAX_AHEAD).contains(time));
+        let wrong = || {
+            format!("what is at {pointer} is no time in Unix milliseconds, up to a day from now")
+        };
         let timestamp = timestamp.ok_or_else(|| (Reason::NoPrice, wrong()))?;
         Ok(Update { timestamp, price })
     }

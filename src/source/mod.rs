@@ -35,11 +35,8 @@ impl Source {
     pub fn coindesk(key: Option<String>) -> Source {
         let url = "https://data-api.coindesk.com/index/cc/v1/latest/tick\
             ?market=cadli&instruments=BTC-USD&apply_mapping=true";
-        Source {
-            key,
-            advice: COINDESK_ADVICE,
-            ..Source::open("CoinDesk", url, "/Data/BTC-USD/VALUE")
-        }
+        let open = Source::open("CoinDesk", url, "/Data/BTC-USD/VALUE");
+        Source { key, advice: COINDESK_ADVICE, ..open }
     }
 
     pub fn coinbase() -> Source {

@@ -1,5 +1,5 @@
-//! What the operating system is told about this process. All calls by `main`, before it starts
-//! threads. The only file with `unsafe` calls: each is one that std and `nix` do not have.
+//! What the operating system is told about this process. All calls by `main`, before it
+//! serves. The only file with `unsafe` calls: each is one that std and `nix` do not have.
 
 use std::fs::File;
 use std::mem;
@@ -7,8 +7,8 @@ use std::os::fd::AsRawFd;
 
 use nix::sys::signal::{SigSet, Signal};
 
-/// Gives standard streams that were closed to /dev/null, as std's own start does: a file or a socket
-/// would otherwise take their place, and the log would go there.
+/// Opens /dev/null in place of standard streams that were closed, as std's own start does. Otherwise a
+/// file or a socket would get their number, and the log would go there.
 pub fn open_standard_streams() {
     let null = || File::options().read(true).write(true).open("/dev/null").ok();
     while let Some(stream) = null().filter(|file| file.as_raw_fd() <= 2) {

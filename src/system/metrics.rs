@@ -40,7 +40,7 @@ metrics! {
     threads_refused: Number() "threads_refused_total" "counter" "Connections refused because the system had no thread for them.";
     accept_errors: Number() "accept_errors_total" "counter" "Times that a connection could not be accepted.";
     journal_updates: Number() "journal_updates_total" "counter" "Updates written to the journal.";
-    journal_errors: Number() "journal_errors_total" "counter" "Times that the journal could not be written.";
+    journal_errors: Number() "journal_errors_total" "counter" "Times that writing the journal, syncing it or rewriting it failed.";
     journal_late: Number() "journal_late_total" "counter" "Times that the journal took too long, so that clients did not wait for it.";
     requests: Labelled("path", "status") "http_requests_total" "counter" "Requests answered, by path and status.";
     heads_refused: Labelled("reason") "heads_refused_total" "counter" "Requests that were not understood, by reason.";
@@ -123,14 +123,11 @@ impl Text {
     /// A number that only the moment of asking knows; left out where it is not known either.
     pub fn gauge(&mut self, name: &str, help: &str, labels: &str, value: Option<impl Display>) {
         self.family(name, "gauge", help);
-        if let Some(value) = value {
-            self.sample(name, labels, value);
-        }
+        value.into_iter().for_each(|value| self.sample(name, labels, value));
     }
 
     fn family(&mut self, name: &str, kind: &str, help: &str) {
-        let _ =
-            writeln!(self.0, "# HELP btc_ticker_{name} {help}\n# TYPE btc_ticker_{name} {kind}");
+        self.0 += &format!("# HELP btc_ticker_{name} {help}\n# TYPE btc_ticker_{name} {kind}\n");
     }
 
     fn sample(&mut self, name: &str, labels: &str, value: impl Display) {

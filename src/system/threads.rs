@@ -84,10 +84,7 @@ impl Threads {
     /// Waits until every thread has ended; false if some have not at `deadline`.
     pub fn join(self, deadline: Instant) -> bool {
         drop(self.running);
-        let mut ended = Ok("");
-        while ended.is_ok() {
-            ended = self.ended.recv_deadline(deadline);
-        }
-        ended == Err(RecvTimeoutError::Disconnected)
+        while self.ended.recv_deadline(deadline).is_ok() {}
+        self.ended.try_recv() == Err(TryRecvError::Disconnected)
     }
 }
