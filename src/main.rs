@@ -56,8 +56,8 @@ fn run(config: &Config) -> Result<(), Failure> {
     log::info!("{} ({}) every {interval:?}, kept for {retention:?}", source.name, source.host());
 
     let mut history = History::new(source.dating(), unix_millis(), retention, MOST_UPDATES);
-    let journal = config.journal.as_ref();
-    let journal = journal.map(|path| Journal::open(path, &mut history)).transpose()?;
+    let open = |path| Journal::open(path, source.made_up, &mut history);
+    let journal = config.journal.as_deref().map(open).transpose()?;
     let feed = Feed::new(history);
     let (tell_full, full) = bounded(1);
     let pace = pace(source.dating(), interval);

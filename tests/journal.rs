@@ -416,6 +416,31 @@ fn a_file_that_somebody_cuts_goes_on() {
     start("127.0.0.1:0", &source, &journal, &[]);
 }
 
+#[test]
+fn made_up_prices_never_pass_for_real_ones() {
+    let folder = folder("made-up");
+    let (journal, link) = (folder.join("journal"), folder.join("link"));
+    let demo = || {
+        let mut command = Server::command();
+        command.args(["--source", "demo", "--interval", "50ms", "--listen", "127.0.0.1:0"]);
+        Server::run(command.arg("--journal").arg(&journal))
+    };
+    let server = demo();
+    let seen = server.stream("/stream").updates(3);
+    server.stop(Signal::SIGKILL);
+    // For made-up ones it is a journal as any other.
+    assert_eq!(all(&demo())[..3], seen);
+    std::os::unix::fs::symlink(&journal, &link).unwrap();
+    for name in [&journal, &link] {
+        let mut command = Server::command();
+        command.args(["--source-url", "http://127.0.0.1:9/", "--listen", "127.0.0.1:0"]);
+        let output = command.arg("--journal").arg(name).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("made-up") && error.contains("another file"), "{error}");
+    }
+}
+
 /// What a server says that does not start with this journal.
 fn refused(journal: &Path) -> String {
     let mut command = Server::command();

@@ -12,6 +12,9 @@ pub enum Cursor {
 /// Below this a number is in seconds: as milliseconds it would be a day in early 1973.
 const SECONDS_BELOW: u64 = 100_000_000_000;
 
+const FORMS: &str = "since is not a time: write Unix milliseconds (1795426752977), \
+    Unix seconds (1795426752) or RFC 3339 (2026-11-23T09:30:00Z)";
+
 impl Cursor {
     /// Reads Unix milliseconds, Unix seconds or an RFC 3339 time; the error is a sentence for the client.
     pub fn parse(text: &str) -> Result<Cursor, &'static str> {
@@ -22,10 +25,7 @@ impl Cursor {
             Ok(number) => Some(number),
             Err(_) => text.parse().ok().map(millis_of),
         };
-        millis.map(Cursor::After).ok_or(
-            "since is not a time: write Unix milliseconds (1795426752977), \
-             Unix seconds (1795426752) or RFC 3339 (2026-11-23T09:30:00Z)",
-        )
+        millis.map(Cursor::After).ok_or(FORMS)
     }
 }
 

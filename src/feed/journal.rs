@@ -3,6 +3,7 @@
 //! disk is slow it falls behind and subscribes again as they do. Only, it is the first to be served.
 //! Owns the file; shares the feed.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
 use std::io::{self, Write};
@@ -41,18 +42,23 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the file, which may be new, and gives the history what is in it. A file that may be
-    /// somebody else's is not touched. Called by `main`, before anything is served.
-    pub fn open(path: &Path, history: &mut History) -> Result<Journal, Failure> {
+    /// somebody else's is not touched, and made-up prices never pass for real ones. Called by `main`,
+    /// before anything is served.
+    pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, Failure> {
         let advice = "name another file, in a folder that exists and in which this user may create \
             files (a volume has to be the folder, not the file)";
         let wrong = |error| format!("--journal {}: {error}; {advice}", path.display());
-        Ok(Journal::read(path, history).map_err(wrong)?)
+        Ok(Journal::read(path, made_up, history).map_err(wrong)?)
     }
 
-    fn read(path: &Path, history: &mut History) -> io::Result<Journal> {
+    fn read(path: &Path, made_up: bool, history: &mut History) -> io::Result<Journal> {
         let file = open_locked(path)?;
         // A link stays one: what it points to is replaced.
         let (path, faults) = (path.canonicalize()?, Seldom::default());
+        let mark = beside(&path, ".made-up");
+        if !made_up && mark.exists() {
+            return Err(io::Error::other(format!("it has made-up prices, says {mark:?}")));
+        }
         let mut journal = Journal { path, file, updates: 0, end: "", newest: 0, faults };
         let (updates, complete_from) = journal.check()?;
         history.restore(&updates, complete_from);
@@ -65,6 +71,7 @@ impl Journal {
         let full = [StorageFull, QuotaExceeded, FileTooLarge];
         let tried = journal.rewrite(usize::MAX);
         tried.or_else(|error| if full.contains(&error.kind()) { Ok(()) } else { Err(error) })?;
+        made_up.then(|| File::create(mark)).transpose()?;
         Ok(journal)
     }
 
@@ -127,8 +134,7 @@ impl Journal {
             self.end = OPEN_END;
             let _ = self.file.set_len(length.saturating_sub(end));
         })?;
-        let ids = wire.lines().filter_map(|line| line.strip_prefix("id: ")?.parse().ok());
-        for id in ids {
+        for id in wire.lines().filter_map(|line| line.strip_prefix("id: ")?.parse().ok()) {
             (self.newest, self.updates) = (id, self.updates + 1);
             METRICS.journal_updates.inc();
         }
@@ -146,8 +152,7 @@ impl Journal {
             self.file.set_len(length as u64)?;
             log::warn!("journal: the last line was torn, and is cut off");
         }
-        let is_whole = bytes[..length].last().is_none_or(|byte| *byte == b'\n');
-        let end = if is_whole { "" } else { OPEN_END };
+        let end = if bytes[..length].last().is_none_or(|it| *it == b'\n') { "" } else { OPEN_END };
         (self.updates, self.end) = (updates.len(), end);
         self.newest = updates.last().map_or(0, |update| update.timestamp);
         Ok((updates, complete_from))
@@ -172,18 +177,17 @@ impl Journal {
         let kept = &all[all.len().saturating_sub(updates.saturating_add(gaps))..];
         // Where it fails, it is tried again after as many more.
         self.updates = self.updates.min(updates);
-        let mut beside = self.path.clone().into_os_string();
         // A name that no other program uses. A crash may have left such a file.
-        beside.push(".btc-ticker-new");
-        let _ = fs::remove_file(&beside);
+        let new = beside(&self.path, ".btc-ticker-new");
+        let _ = fs::remove_file(&new);
         let put_in_place = || {
-            let mut file = open_locked(Path::new(&beside))?;
+            let mut file = open_locked(&new)?;
             file.set_permissions(self.file.metadata()?.permissions())?;
             file.write_all(&kept.concat())?;
             file.sync_all()?;
-            fs::rename(&beside, &self.path).map(|()| file)
+            fs::rename(&new, &self.path).map(|()| file)
         };
-        self.file = put_in_place().inspect_err(|_| drop(fs::remove_file(&beside)))?;
+        self.file = put_in_place().inspect_err(|_| drop(fs::remove_file(&new)))?;
         self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     }
 
@@ -191,6 +195,11 @@ impl Journal {
         METRICS.journal_errors.inc();
         self.faults.warn(format_args!("journal {}: {error}", self.path.display()));
     }
+}
+
+/// The same path with something behind its name.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    [path.as_os_str(), suffix.as_ref()].into_iter().collect::<OsString>().into()
 }
 
 /// Opens a file for appending that no other process has open so.
@@ -235,4 +244,39 @@ fn is_begun(line: &[u8]) -> bool {
     let shape: Vec<u8> = shape.collect();
     let is_gap = line.starts_with(GAP) || GAP.starts_with(line);
     is_gap || matches!(line[0], b'{' | 0) && UPDATE.starts_with(&shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Dating, Event};
+    use super::*;
+
+    fn update(timestamp: u64) -> Update {
+        Update { timestamp, price: 97_123.45 }
+    }
+
+    #[test]
+    fn what_was_seen_is_not_forgotten_silently_wherever_a_crash_cuts_the_file() {
+        let path = std::env::temp_dir().join(format!("btc-ticker-{}", std::process::id()));
+        // It ends as after a failed write: updates after it were seen.
+        fs::write(&path, update(1_000).to_json()).unwrap();
+        let mut history = History::new(Dating::Own, 1, Duration::from_secs(1), 10);
+        let mut journal = Journal::open(&path, false, &mut history).unwrap();
+        let wire: Box<str> = (1_001..1_004).map(|time| Event::update(update(time)).wire).collect();
+        journal.append(&wire).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let first = update(1_000).to_json().len();
+        for cut in first..bytes.len() {
+            let (updates, complete_from, _) = parse(&bytes[..cut]).unwrap();
+            assert_eq!(complete_from, updates.len(), "cut after {cut} bytes");
+        }
+        assert_eq!(parse(&bytes), Ok((Vec::from_iter((1_000..1_004).map(update)), 0, bytes.len())));
+        // One that is new is seen by nobody before it is written (up to the end of its line).
+        journal.append(&Event::update(update(1_004)).wire).unwrap();
+        let all = fs::read(&path).unwrap();
+        for cut in bytes.len()..all.len() - 2 {
+            assert_eq!(parse(&all[..cut]).unwrap().1, 0, "cut after {cut} bytes");
+        }
+        fs::remove_file(&path).unwrap();
+    }
 }

@@ -326,6 +326,23 @@ mod tests {
     }
 
     #[test]
+    fn after_a_restart_a_gap_is_told_when_it_is_known() {
+        for (next, is_gap) in [(2_000, false), (5_000, true)] {
+            let mut history = History::new(Dating::Origin, STARTED, HOUR * 24 * 365 * 100, 10);
+            history.restore(&[update(1_000), update(2_000)], 0);
+            let feed = Feed::new(history);
+            let early = feed.subscribe(Cursor::After(2_000)).unwrap();
+            assert!(early.backlog.gap.is_none(), "nobody can know yet");
+            feed.publish(update(next));
+            feed.publish(update(6_000));
+            let told: String = early.live.try_iter().map(|event| event.wire.clone()).collect();
+            let gap = gap(2_000, Some(5_000)).filter(|_| is_gap);
+            assert!(told.starts_with(gap.as_deref().unwrap_or("id: 6000")), "{told}");
+            assert_eq!(ask(&feed, Cursor::After(2_000)).1.is_some(), is_gap);
+        }
+    }
+
+    #[test]
     fn a_long_backlog_is_the_same_as_a_short_one() {
         let times: Vec<u64> = (2_000..2_100).collect();
         let feed = feed_with(&times, 1_000);
@@ -446,6 +463,10 @@ mod tests {
         let all_gone = feed.close();
         assert_eq!((settled.live.iter().count(), fresh.live.iter().count()), (1, 0));
         assert!(feed.subscribe(Cursor::Latest).is_none());
+        assert!(!feed.publish(update(3_000)), "the journal would not have it");
+        // Which has one more look at what it may have missed.
+        let rest = feed.subscribe_first(Cursor::After(STARTED));
+        assert_eq!((rest.backlog.updates, rest.live.iter().count()), (1, 0));
         drop(settled);
         assert_eq!(all_gone.try_recv(), Err(TryRecvError::Empty), "one is still here");
         drop(fresh);

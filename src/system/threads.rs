@@ -64,10 +64,7 @@ impl Threads {
         W: FnOnce(&Shutdown) + Send + 'static,
     {
         let (obituary, shutdown) = (Obituary(name, self.running.clone()), self.shutdown.clone());
-        let run = move || {
-            let _obituary = obituary;
-            work(&shutdown);
-        };
+        let run = move || (work(&shutdown), drop(obituary));
         Builder::new().name(name.to_owned()).spawn(run).map(drop)
     }
 
