@@ -434,9 +434,7 @@ fn made_up_prices_never_pass_for_real_ones() {
     for name in [&journal, &link] {
         let mut command = Server::command();
         command.args(["--source-url", "http://127.0.0.1:9/", "--listen", "127.0.0.1:0"]);
-        let output = command.arg("--journal").arg(name).output().unwrap();
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{error}");
+        let error = Server::refused(command.arg("--journal").arg(name));
         assert!(error.contains("made-up") && error.contains("another file"), "{error}");
     }
 }
@@ -445,10 +443,7 @@ fn made_up_prices_never_pass_for_real_ones() {
 fn refused(journal: &Path) -> String {
     let mut command = Server::command();
     command.args(["--source", "demo", "--listen", "127.0.0.1:0", "--journal"]).arg(journal);
-    let output = command.output().unwrap();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{error}");
-    error
+    Server::refused(&mut command)
 }
 
 #[test]
