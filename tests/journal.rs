@@ -373,8 +373,8 @@ fn where_it_cannot_be_written_anew_it_grows_and_loses_nothing() {
     let mut stream = server.stream("/stream");
     let seen = stream.updates(200);
     eventually("it is told", || server.log().contains("Is a directory"));
-    assert!(server.metric("btc_ticker_journal_errors_total") > 1.0);
-    assert_eq!(server.metric("btc_ticker_journal_late_total"), 0.0, "it keeps its channel");
+    let errors = server.metric("btc_ticker_journal_errors_total");
+    assert!(errors > 1.0 && errors < 100.0, "{errors}: not at every update");
     let text = fs::read_to_string(&journal).unwrap();
     let lines = text.lines().map(str::trim_end);
     let lines = lines.skip_while(|line| Some(*line) != seen[0].data.as_deref());
