@@ -112,11 +112,11 @@ fn killed_at_any_instant_it_has_all_that_anybody_has_seen() {
 
 #[test]
 fn killed_while_it_writes_the_file_anew_it_has_one_of_the_two() {
-    const KILLS: usize = 40;
+    const KILLS: usize = 30;
     let journal = folder("rewriting").join("journal");
     let beside = journal.with_file_name("journal.btc-ticker-new");
     let source = Source::start();
-    let arguments = ["--interval", "5ms", "--retention", "100ms"];
+    let arguments = ["--interval", "10ms", "--retention", "100ms"];
     let mut server = start("127.0.0.1:0", &source, &journal, &arguments);
     let address = server.address.to_string();
     let (mut seen, mut longest) = (Vec::<Event>::new(), 0);

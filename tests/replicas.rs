@@ -233,7 +233,7 @@ fn a_replica_with_a_journal_comes_back_and_knows_what_it_cannot_know() {
     }
     for _ in 0..2 {
         let replica = start();
-        assert_eq!(price_of(&replica), Some(10));
+        eventually("it has the price", || price_of(&replica) == Some(10));
         for since in [seen[1].id, seen[5].id, told] {
             let mut stream = replica.stream(&format!("/stream?since={}", since.unwrap()));
             assert_eq!(stream.named("gap")["since"].as_u64(), since);
