@@ -79,7 +79,7 @@ fn run(config: &Config) -> Result<(), Failure> {
     log::info!("stopping: {}", end.as_ref().err().map_or("asked by a signal", |why| why));
     let deadline = Instant::now() + FAREWELL;
     server.stop();
-    demo.iter().for_each(Demo::stop);
+    demo.iter().for_each(|demo| demo.server.unblock());
     // Nothing is ever sent on it: it closes when the last stream has ended.
     let streams = feed.close().recv_deadline(deadline);
     if !threads.join(deadline) || streams != Err(RecvTimeoutError::Disconnected) {

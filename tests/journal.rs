@@ -273,6 +273,9 @@ fn how_the_last_line_ends_says_whether_more_was_seen() {
         (" ", true),
         (" \n", true),
         (" \n{\"oldest\":17", true),
+        ("\n{\"oldest\":null,\"since\":1795522542565}\n", true),
+        ("\n{\"oldest\":null,\"since\":1795522542565}", true),
+        ("\n{\"oldest\":17,\"since\":1795522542565} \n{\"timest", true),
         (" \n{\"timestamp\":1795522542565,\"pri", true),
     ] {
         source.say(Say::Nothing);
@@ -331,6 +334,9 @@ fn a_file_that_may_be_somebody_elses_is_not_touched() {
         ("{\"timestamp\":1700000000000,\"us".to_owned(), "line 1 "),
         ("{\"timestamp\":\"2026-01-01\",\"items\":[1".to_owned(), "line 1 "),
         ("3.14".to_owned(), "line 1 "),
+        ("{\"oldest\":\"alice\",\"people\":[\"alice\"]}".to_owned(), "line 1 "),
+        ("{\"oldest\":\"alice\",\"people\":[\"alice\"]}\n".to_owned(), "line 1 "),
+        (good.clone() + "{\"timestamp\":5,\"price\":1.5}", "line 2 "),
         (good.clone() + "{\"timestamp\":7,\"pri\n" + &line(now + 1, 5), "line 2 "),
         (good.clone() + &line(now, 5), "line 2 "),
         (good.clone() + &line(now + 5, 5) + &line(now + 4, 5), "line 3 "),
@@ -436,6 +442,12 @@ fn made_up_prices_never_pass_for_real_ones() {
         command.args(["--source-url", "http://127.0.0.1:9/", "--listen", "127.0.0.1:0"]);
         let error = Server::refused(command.arg("--journal").arg(name));
         assert!(error.contains("made-up") && error.contains("another file"), "{error}");
+    }
+    // Where there is nothing in it, nothing is made up.
+    fs::write(&journal, "").unwrap();
+    let source = Source::start();
+    for _ in 0..2 {
+        start("127.0.0.1:0", &source, &journal, &[]).stream("/stream").update();
     }
 }
 

@@ -18,7 +18,7 @@ impl Update {
     }
 }
 
-/// One Server-Sent Event, ready to be written.
+/// One Server-Sent Event, or a gap and the update after it, ready to be written.
 #[derive(Debug)]
 pub struct Event {
     /// Where it is an update. Only then it has an id on the wire: any other would move the point from

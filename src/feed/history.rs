@@ -159,15 +159,13 @@ impl History {
 
     /// What a client with this cursor has missed.
     pub fn backlog(&mut self, from: Cursor) -> Backlog {
-        let oldest = self.updates.front().map(|entry| entry.update.timestamp);
-        let (start, gap) = match from {
-            Cursor::Latest => (self.updates.len().saturating_sub(1), None),
-            // 0 asks for what there is, so nothing can be missing from it.
-            Cursor::After(after) => (
-                self.updates.partition_point(|entry| entry.update.timestamp <= after),
-                (after != 0 && after < self.horizon).then(|| Event::gap(after, oldest)),
-            ),
+        // 0 asks for what there is, so nothing can be missing from it.
+        let (start, since) = match from {
+            Cursor::Latest => (self.updates.len().saturating_sub(1), 0),
+            Cursor::After(at) => (self.updates.partition_point(|it| it.update.timestamp <= at), at),
         };
+        let oldest = self.updates.get(start).map(|entry| entry.update.timestamp);
+        let gap = (1..self.horizon).contains(&since).then(|| Event::gap(since, oldest));
         let position = match from {
             // It has an update that another replica of the same origin had first.
             Cursor::After(at) if at > self.newest && self.dating.expects(at) => from,

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,13 +19,12 @@ use crate::system::{Failure, METRICS, Seldom, Shutdown, Threads};
 const LATEST: u64 = 253_402_300_799_999;
 /// After an error, until the disk is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How a line ends while clients have seen updates after it that are not yet written. As the end of the
-/// file it says that some may be missing there.
+/// How a line ends after which clients have seen updates that could not be written yet. As the end of
+/// the file it says that some may be missing there.
 const OPEN_END: &str = " \n";
-/// How the line of an update begins, without its numbers.
-const UPDATE: &[u8] = b"{\"timestamp\":,\"price\":";
-/// How the line of a gap begins.
-const GAP: &[u8] = b"{\"oldest\":";
+/// The lines of updates and of gaps, without their numbers.
+const UPDATE: &[u8] = b"{\"timestamp\":,\"price\":}";
+const GAPS: [&[u8]; 2] = [b"{\"oldest\":,\"since\":}", b"{\"oldest\":null,\"since\":}"];
 
 pub struct Journal {
     path: PathBuf,
@@ -56,11 +55,13 @@ impl Journal {
         // A link stays one: what it points to is replaced.
         let (path, faults) = (path.canonicalize()?, Seldom::default());
         let mark = beside(&path, ".made-up");
-        if !made_up && mark.exists() {
+        if !made_up && mark.exists() && file.metadata()?.len() > 0 {
             return Err(io::Error::other(format!("it has made-up prices, says {mark:?}")));
         }
         let mut journal = Journal { path, file, updates: 0, end: "", newest: 0, faults };
         let (updates, complete_from) = journal.check()?;
+        let _ = made_up || fs::remove_file(&mark).is_ok();
+        made_up.then(|| OpenOptions::new().append(true).create(true).open(mark)).transpose()?;
         history.restore(&updates, complete_from);
         log::info!("journal: {} updates, {} retained", updates.len(), history.updates.len());
         if !updates.is_empty() && complete_from == updates.len() {
@@ -71,7 +72,6 @@ impl Journal {
         let full = [StorageFull, QuotaExceeded, FileTooLarge];
         let tried = journal.rewrite(usize::MAX);
         tried.or_else(|error| if full.contains(&error.kind()) { Ok(()) } else { Err(error) })?;
-        made_up.then(|| File::create(mark)).transpose()?;
         Ok(journal)
     }
 
@@ -132,7 +132,8 @@ impl Journal {
             // there. It needs no room on a disk that is full.
             let end = if self.end.is_empty() { 1 } else { 0 };
             self.end = OPEN_END;
-            let _ = self.file.set_len(length.saturating_sub(end));
+            let _ =
+                self.file.set_len(length.saturating_sub(end)).and_then(|()| self.file.sync_data());
         })?;
         for id in wire.lines().filter_map(|line| line.strip_prefix("id: ")?.parse().ok()) {
             (self.newest, self.updates) = (id, self.updates + 1);
@@ -173,7 +174,7 @@ impl Journal {
     fn rewrite(&mut self, updates: usize) -> io::Result<()> {
         let bytes = fs::read(&self.path)?;
         let all: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
-        let gaps = all.iter().filter(|line| line.starts_with(GAP)).count();
+        let gaps = all.iter().filter(|line| GAPS.contains(&&*shape(line))).count();
         let kept = &all[all.len().saturating_sub(updates.saturating_add(gaps))..];
         // Where it fails, it is tried again after as many more.
         self.updates = self.updates.min(updates);
@@ -182,13 +183,18 @@ impl Journal {
         let _ = fs::remove_file(&new);
         let put_in_place = || {
             let mut file = open_locked(&new)?;
-            file.set_permissions(self.file.metadata()?.permissions())?;
+            let old = self.file.metadata()?;
+            file.set_permissions(old.permissions())?;
+            // It fails for all but root, whose own the file would be otherwise.
+            let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
             file.write_all(&kept.concat())?;
             file.sync_all()?;
             fs::rename(&new, &self.path).map(|()| file)
         };
         self.file = put_in_place().inspect_err(|_| drop(fs::remove_file(&new)))?;
-        self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        // Not every file system can sync a folder.
+        let _ = self.path.parent().map(|folder| File::open(folder)?.sync_all());
+        Ok(())
     }
 
     fn complain(&self, error: &io::Error) {
@@ -209,7 +215,7 @@ fn open_locked(path: &Path) -> io::Result<File> {
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("this is no file"));
         }
-        file.try_lock().map_err(|_| io::Error::other("another process writes to it"))?;
+        file.try_lock().map_err(|it| io::Error::other(format!("another process has it: {it}")))?;
         // That process may just have put another file in its place.
         if fs::metadata(path)?.ino() == file.metadata()?.ino() {
             return Ok(file);
@@ -224,11 +230,10 @@ fn parse(bytes: &[u8]) -> Result<(Vec<Update>, usize, usize), usize> {
     for (number, line) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
         let newest = updates.last().map_or(0, |update| update.timestamp);
         let is_next = |it: &Update| (newest + 1..=LATEST).contains(&it.timestamp) && it.price > 0.0;
-        let is_whole = line.ends_with(b"\n");
         match serde_json::from_slice(line).ok().filter(is_next) {
             Some(update) => updates.push(update),
-            None if is_whole && line.starts_with(GAP) => complete_from = updates.len(),
-            None if !is_whole && is_begun(line) => break,
+            None if GAPS.contains(&&*shape(line)) => complete_from = updates.len(),
+            None if !line.ends_with(b"\n") && is_begun(line) => break,
             None => return Err(number),
         }
         length += line.len();
@@ -238,12 +243,16 @@ fn parse(bytes: &[u8]) -> Result<(Vec<Update>, usize, usize), usize> {
     Ok((updates, complete_from, length))
 }
 
-/// Whether it is the beginning of a line that we write. A power cut may have left zeros in it.
+/// Whether it is the beginning of a line that we write, and not the whole.
 fn is_begun(line: &[u8]) -> bool {
-    let shape = line.iter().copied().filter(|byte| !b"0123456789.\0".contains(byte));
-    let shape: Vec<u8> = shape.collect();
-    let is_gap = line.starts_with(GAP) || GAP.starts_with(line);
-    is_gap || matches!(line[0], b'{' | 0) && UPDATE.starts_with(&shape)
+    let shape = shape(line);
+    let is_begin = |form: &&[u8]| form.starts_with(&shape) && **form != shape;
+    matches!(line[0], b'{' | 0) && GAPS.iter().chain([&UPDATE]).any(is_begin)
+}
+
+/// A line without its numbers, its end, and the zeros that a power cut may have left in it.
+fn shape(line: &[u8]) -> Vec<u8> {
+    line.iter().copied().filter(|byte| !b"0123456789. \n\0".contains(byte)).collect()
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ const FIRST_PRICE: f64 = 97_000.0;
 const LARGEST_STEP: f64 = 0.0005;
 
 pub struct Demo {
-    server: Arc<Server>,
+    /// To be unblocked by `main` when the service stops, which ends the thread.
+    pub server: Arc<Server>,
     pub url: String,
 }
 
@@ -28,11 +29,6 @@ impl Demo {
         let serving = server.clone();
         threads.spawn("demo", move |_| serve(&serving))?;
         Ok(Demo { server, url })
-    }
-
-    /// Ends its thread. Called by `main`, when the service stops.
-    pub fn stop(&self) {
-        self.server.unblock();
     }
 }
 

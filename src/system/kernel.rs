@@ -11,9 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 /// file or a socket would get their number, and the log would go there.
 pub fn open_standard_streams() {
     let null = || File::options().read(true).write(true).open("/dev/null").ok();
-    while let Some(stream) = null().filter(|file| file.as_raw_fd() <= 2) {
-        mem::forget(stream);
-    }
+    while null().filter(|file| file.as_raw_fd() <= 2).map(mem::forget).is_some() {}
 }
 
 /// Makes writing to a pipe that nobody reads an error rather than the end, as std's own start does,
