@@ -60,6 +60,7 @@ impl Journal {
         }
         let mut journal = Journal { path, file, updates: 0, end: "", newest: 0, faults };
         let (updates, complete_from) = journal.check()?;
+        // There before any made-up price is, and gone before any real one.
         let _ = made_up || fs::remove_file(&mark).is_ok();
         made_up.then(|| OpenOptions::new().append(true).create(true).open(mark)).transpose()?;
         history.restore(&updates, complete_from);
