@@ -123,9 +123,9 @@ impl Config {
     }
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+fn address(text: &str) -> Result<SocketAddr, &'static str> {
     let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
-    found.ok_or_else(|| "write an address and a port, such as 127.0.0.1:8080".into())
+    found.ok_or("write an address and a port, such as 127.0.0.1:8080")
 }
 
 fn duration(text: &str) -> Result<Duration, &'static str> {

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::{Server, Source, eventually};
+use common::{Server, Source, eventually, folder};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -160,8 +160,7 @@ impl Drop for Running {
 #[test]
 fn they_miss_nothing_when_the_server_is_killed_and_comes_back() {
     let source = Source::start();
-    let journal = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("clients-journal");
-    let _ = fs::remove_file(&journal);
+    let journal = folder("clients").join("journal");
     let arguments = ["--interval", "50ms", "--journal", journal.to_str().unwrap()];
     let server = Server::start(&source, &arguments);
     let address = server.address.to_string();

@@ -5,22 +5,14 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
 use btc_ticker::system::unix_millis;
-use common::{Event, PATIENCE, Say, Server, Source, Stream, assert_in_order, eventually};
+use common::{Event, PATIENCE, Say, Server, Source, Stream, assert_in_order, eventually, folder};
 use nix::sys::signal::Signal;
-
-/// A folder of its own for a test, empty.
-fn folder(name: &str) -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("journal-{name}"));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder
-}
 
 fn start(address: &str, source: &Source, journal: &Path, arguments: &[&str]) -> Server {
     let journal = ["--journal", journal.to_str().unwrap()];
@@ -238,7 +230,7 @@ fn a_torn_line_is_cut_off() {
     let mut stream = server.stream("/stream");
     let last = stream.update().id.unwrap();
     source.say(Say::Prices);
-    let gap = gap_or_update(&mut stream).json();
+    let gap = stream.beyond_status().json();
     let seen = stream.updates(2);
     assert_eq!((gap["since"].as_u64(), gap["oldest"].as_u64()), (Some(last), seen[0].id));
     server.stop(Signal::SIGTERM);
@@ -249,16 +241,6 @@ fn a_torn_line_is_cut_off() {
     }
     let server = start("127.0.0.1:0", &source, &journal, &[]);
     assert!(all(&server).iter().any(|update| *update == seen[1]));
-}
-
-/// What comes first of the two.
-fn gap_or_update(stream: &mut Stream) -> Event {
-    loop {
-        let event = stream.event();
-        if event.name.as_deref() != Some("status") {
-            return event;
-        }
-    }
 }
 
 #[test]
@@ -285,7 +267,7 @@ fn how_the_last_line_ends_says_whether_more_was_seen() {
             let server = start("127.0.0.1:0", &source, &journal, &[]);
             let mut stream = server.stream(&format!("/stream?since={last}"));
             source.say(Say::Prices);
-            let first = gap_or_update(&mut stream);
+            let first = stream.beyond_status();
             assert_eq!(first.name.is_some(), is_gap, "{end:?}, {restart} start: {first:?}");
             server.stop(Signal::SIGKILL);
         }
@@ -477,16 +459,7 @@ fn a_file_belongs_to_one_process() {
 fn a_full_disk_stops_nobody_and_what_it_missed_is_written_when_it_can_be() {
     let journal = folder("full").join("journal");
     let source = Source::start();
-    // No file may have more than 4 KiB: an error, and the signal is none that kills.
-    let limit = "-S -f 4";
-    let arguments = ["--interval", "20ms", "--journal", journal.to_str().unwrap()];
-    let server = Server::start_with_limit(limit, &source, &arguments);
-    let mut stream = server.stream("/stream?since=0");
-    let mut seen = stream.updates(1);
-    eventually("the disk is full", || {
-        seen.extend(stream.updates(1));
-        server.metric("btc_ticker_journal_errors_total") > 0.0
-    });
+    let (server, mut stream, mut seen) = on_a_full_disk(&journal, &source);
     // It goes on as without a journal.
     seen.extend(stream.updates(100));
     let log = server.log();
@@ -509,6 +482,7 @@ fn a_full_disk_stops_nobody_and_what_it_missed_is_written_when_it_can_be() {
 /// the server that keeps it: all that it has, and a few more.
 fn on_a_full_disk(journal: &Path, source: &Source) -> (Server, Stream, Vec<Event>) {
     let arguments = ["--interval", "20ms", "--journal", journal.to_str().unwrap()];
+    // No file may have more than 4 KiB: an error, and the signal is none that kills.
     let server = Server::start_with_limit("-S -f 4", source, &arguments);
     let mut stream = server.stream("/stream?since=0");
     let mut seen = stream.updates(1);

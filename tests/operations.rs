@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Say, Server, Source, eventually};
+use common::{Say, Server, Source, eventually, folder};
 use nix::sys::signal::Signal;
 
 fn status(code: u16, headers: &str, body: &str) -> Say {
@@ -326,14 +326,10 @@ fn prometheus_likes_the_metrics() {
 
 #[test]
 fn standard_streams_that_are_closed_are_nobody_elses() {
-    let journal = Path::new(env!("CARGO_TARGET_TMPDIR")).join("closed-streams-journal");
-    let _ = fs::remove_file(&journal);
+    let journal = folder("closed-streams").join("journal");
     let source = Source::start();
-    let mut command = Command::new("bash");
-    command.args(["-c", "exec \"$0\" \"$@\" 0<&- 2>&-", env!("CARGO_BIN_EXE_btc-ticker")]);
-    command.args(["--listen", "127.0.0.1:0", "--interval", "50ms", "--price-at", "/price"]);
-    command.args(["--source-url", &source.url(), "--journal"]).arg(&journal);
-    let server = Server::run(&mut command);
+    let arguments = ["--interval", "50ms", "--journal", journal.to_str().unwrap()];
+    let server = Server::start_by_shell("exec \"$0\" \"$@\" 0<&- 2>&-", &source, &arguments);
     server.stream("/stream").updates(2);
     for stream in [0, 2] {
         let is = fs::read_link(format!("/proc/{}/fd/{stream}", server.pid())).unwrap();

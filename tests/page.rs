@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use btc_ticker::system::unix_millis;
-use common::{PATIENCE, Say, Server, Source, eventually};
+use common::{PATIENCE, Say, Server, Source, eventually, folder};
 
 /// One browser at a time: they are heavy, and a starved one tells nothing about the page.
 static TURN: Mutex<()> = Mutex::new(());
@@ -434,8 +434,7 @@ fn with_a_journal_a_restart_shows_only_the_time_that_it_took() {
         return;
     };
     let source = Source::start();
-    let journal = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page-journal");
-    let _ = std::fs::remove_file(&journal);
+    let journal = folder("page").join("journal");
     let journal = ["--journal", journal.to_str().unwrap()];
     let server = Server::start(&source, &journal);
     let address = server.address.to_string();
@@ -580,7 +579,7 @@ fn the_readme_has_a_picture_of_the_page() {
             })
             .collect();
         lines.reverse();
-        let journal = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("picture-journal");
+        let journal = folder("picture").join("journal");
         std::fs::write(&journal, lines.concat()).unwrap();
         let mut command = Server::command();
         command.args(["--listen", "127.0.0.1:0", "--source", "demo", "--journal"]);
@@ -605,8 +604,7 @@ fn the_snippet_of_the_readme_works_on_a_page_of_another_origin() {
         return;
     };
     let source = Source::start();
-    let journal = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("snippet-journal");
-    let _ = std::fs::remove_file(&journal);
+    let journal = folder("snippet").join("journal");
     let journal = ["--journal", journal.to_str().unwrap()];
     let server = Server::start(&source, &journal);
     let address = server.address.to_string();

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use btc_ticker::system::unix_millis;
-use common::{PATIENCE, Say, Server, Source, eventually};
+use common::{PATIENCE, Say, Server, Source, eventually, folder};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -170,8 +170,7 @@ fn a_replica_without_a_price_yet_does_not_repeat_either() {
 
 #[test]
 fn a_replica_with_a_journal_comes_back_and_knows_what_it_cannot_know() {
-    let journal = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("replica-journal");
-    let _ = std::fs::remove_file(&journal);
+    let journal = folder("replica").join("journal");
     let market = Market::open();
     let journal = ["--journal", journal.to_str().unwrap()];
     let arguments = [&DATED[..], &QUIET, &journal].concat();
@@ -211,12 +210,7 @@ fn a_replica_with_a_journal_comes_back_and_knows_what_it_cannot_know() {
         assert_eq!(late.update(), *update);
     }
     for stream in [&mut stream, &mut late] {
-        let gap = loop {
-            let event = stream.event();
-            if event.name.as_deref() != Some("status") {
-                break event;
-            }
-        };
+        let gap = stream.beyond_status();
         assert_eq!(gap.name.as_deref(), Some("gap"));
         assert_eq!(gap.json()["since"].as_u64(), seen.last().unwrap().id);
         assert_eq!(stream.update().price() as u64, market.price());
@@ -502,9 +496,8 @@ fn nginx() -> Option<&'static str> {
 
 impl Proxy {
     fn start(nginx: &str, name: &str, replicas: &[SocketAddr]) -> Proxy {
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("nginx-{name}"));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(folder.join("tls")).unwrap();
+        let folder = folder(&format!("nginx-{name}"));
+        std::fs::create_dir(folder.join("tls")).unwrap();
         make_certificate(&folder);
         let one = include_str!("../deploy/replicas.conf");
         let all = replicas.iter().map(|at| one.replace("127.0.0.1:8080", &at.to_string()));

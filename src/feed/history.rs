@@ -2,7 +2,6 @@
 //! Owned by the feed, under whose lock all of this runs.
 
 use std::collections::VecDeque;
-use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -99,7 +98,8 @@ impl History {
 
     /// Takes in what an earlier process has journalled, oldest first, with its true age. Updates may be
     /// missing just before the index `complete_from` (the end: after all of them), and nowhere after it.
-    pub fn restore(&mut self, updates: &[Update], complete_from: usize) {
+    /// Returns whether they may be missing at the end.
+    pub fn restore(&mut self, updates: &[Update], complete_from: usize) -> bool {
         let now = unix_millis();
         for (index, &update) in updates.iter().enumerate() {
             self.unsure |= index == 0 || index == complete_from;
@@ -109,6 +109,7 @@ impl History {
         self.expire();
         let ends_in_gap = !updates.is_empty() && complete_from == updates.len();
         self.unsure = ends_in_gap || self.dating == Dating::Origin;
+        ends_in_gap
     }
 
     /// The update with the timestamp that it is to have; `None` where it is not a new one. An origin that
@@ -124,8 +125,8 @@ impl History {
 
     /// Adds an update that has been dated and is `age` old.
     pub fn push(&mut self, update: Update, event: Arc<Event>, age: Duration) {
-        if mem::take(&mut self.unsure) {
-            self.horizon = update.timestamp;
+        if self.unsure {
+            (self.unsure, self.horizon) = (false, update.timestamp);
         }
         let now = Instant::now();
         (self.newest, self.last_known) = (update.timestamp, Some((now, age)));

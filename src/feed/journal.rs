@@ -59,19 +59,18 @@ impl Journal {
             return Err(io::Error::other(format!("it has made-up prices, says {mark:?}")));
         }
         let mut journal = Journal { path, file, updates: 0, end: "", newest: 0, faults };
-        let (updates, complete_from) = journal.check()?;
+        let (updates, complete_from, text) = journal.check()?;
         // There before any made-up price is, and gone before any real one.
         let _ = made_up || fs::remove_file(&mark).is_ok();
         made_up.then(|| OpenOptions::new().append(true).create(true).open(mark)).transpose()?;
-        history.restore(&updates, complete_from);
-        log::info!("journal: {} updates, {} retained", updates.len(), history.updates.len());
-        if !updates.is_empty() && complete_from == updates.len() {
+        if history.restore(&updates, complete_from) {
             log::warn!("journal: updates may be missing after its last line");
         }
+        log::info!("journal: {} updates, {} retained", updates.len(), history.updates.len());
         // Tried now, so that a folder in which it cannot be done is found out. A disk that is full may
         // have room later.
         let full = [StorageFull, QuotaExceeded, FileTooLarge];
-        let tried = journal.rewrite(usize::MAX);
+        let tried = journal.rewrite(&text);
         tried.or_else(|error| if full.contains(&error.kind()) { Ok(()) } else { Err(error) })?;
         Ok(journal)
     }
@@ -144,20 +143,21 @@ impl Journal {
         Ok(())
     }
 
-    /// Reads the file, and cuts off a line that was never finished. Returns the updates, and from which
-    /// index on they are complete (see `History::restore`).
-    fn check(&mut self) -> io::Result<(Vec<Update>, usize)> {
-        let bytes = fs::read(&self.path)?;
+    /// Reads the file, and cuts off a line that was never finished. Returns the updates, from which
+    /// index on they are complete (see `History::restore`), and the text.
+    fn check(&mut self) -> io::Result<(Vec<Update>, usize, Vec<u8>)> {
+        let mut bytes = fs::read(&self.path)?;
         let (updates, complete_from, length) = parse(&bytes)
             .map_err(|line| io::Error::other(format!("line {line} is no update that follows")))?;
         if length < bytes.len() {
+            bytes.truncate(length);
             self.file.set_len(length as u64)?;
             log::warn!("journal: the last line was torn, and is cut off");
         }
-        let end = if bytes[..length].last().is_none_or(|it| *it == b'\n') { "" } else { OPEN_END };
+        let end = if bytes.last().is_none_or(|it| *it == b'\n') { "" } else { OPEN_END };
         (self.updates, self.end) = (updates.len(), end);
         self.newest = updates.last().map_or(0, |update| update.timestamp);
-        Ok((updates, complete_from))
+        Ok((updates, complete_from, bytes))
     }
 
     /// Syncs. Where more than half of the updates have expired, keeps the others, and the newest of
@@ -165,20 +165,23 @@ impl Journal {
     fn tidy(&mut self, feed: &Feed) {
         // One more, because the latest may be written and not yet be in the history.
         let kept = feed.condition().updates + 2;
-        let is_due = self.updates > 2 * kept;
-        let result = if is_due { self.rewrite(kept) } else { self.file.sync_data() };
-        result.unwrap_or_else(|error| self.complain(&error));
+        let tidied = if self.updates > 2 * kept { self.keep(kept) } else { self.file.sync_data() };
+        tidied.unwrap_or_else(|error| self.complain(&error));
     }
 
-    /// Writes the last updates to a new file beside the old one, and puts it in its place. A crash
-    /// leaves one of the two.
-    fn rewrite(&mut self, updates: usize) -> io::Result<()> {
+    /// Keeps the last updates, with the gaps among them.
+    fn keep(&mut self, updates: usize) -> io::Result<()> {
         let bytes = fs::read(&self.path)?;
         let all: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
         let gaps = all.iter().filter(|line| GAPS.contains(&&*shape(line))).count();
-        let kept = &all[all.len().saturating_sub(updates.saturating_add(gaps))..];
         // Where it fails, it is tried again after as many more.
-        self.updates = self.updates.min(updates);
+        self.updates = updates;
+        self.rewrite(&all[all.len().saturating_sub(updates + gaps)..].concat())
+    }
+
+    /// Writes the text to a new file beside the old one, and puts it in its place. A crash leaves one of
+    /// the two.
+    fn rewrite(&mut self, text: &[u8]) -> io::Result<()> {
         // A name that no other program uses. A crash may have left such a file.
         let new = beside(&self.path, ".btc-ticker-new");
         let _ = fs::remove_file(&new);
@@ -188,7 +191,7 @@ impl Journal {
             file.set_permissions(old.permissions())?;
             // It fails for all but root, whose own the file would be otherwise.
             let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
-            file.write_all(&kept.concat())?;
+            file.write_all(text)?;
             file.sync_all()?;
             fs::rename(&new, &self.path).map(|()| file)
         };

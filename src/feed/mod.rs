@@ -1,6 +1,7 @@
 //! The feed: the history of updates, and the subscribers that wait for the next one.
 //! Shared by the poller (publishes), the janitor (expires), the heartbeat (beats), every client's
-//! thread and the journal (subscribe). This room is about updates: it knows nothing of HTTP or of the source.
+//! thread and the journal (subscribe). This room is about updates: it knows nothing of HTTP or of the
+//! source.
 
 mod cursor;
 mod event;

@@ -6,6 +6,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
@@ -38,6 +39,14 @@ pub fn skipped(line: &str) {
     assert!(std::env::var_os("CI").is_none(), "{line}");
     // Past the test harness, which would keep it to itself.
     let _ = std::io::stderr().write_all(format!("SKIPPED: {line}\n").as_bytes());
+}
+
+/// A folder of its own for a test, empty.
+pub fn folder(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
 }
 
 // ---------------------------------------------------------------------------------- the source
@@ -207,10 +216,15 @@ impl Server {
 
     /// The binary under another limit: `-n 128` is 128 open files, `-u 300` is 300 processes.
     pub fn start_with_limit(limit: &str, source: &Source, arguments: &[&str]) -> Server {
+        let line = format!("ulimit {limit} && exec \"$0\" \"$@\"");
+        Server::start_by_shell(&line, source, arguments)
+    }
+
+    /// The binary as a line of bash runs it: `$0`, with the arguments `$@`.
+    pub fn start_by_shell(line: &str, source: &Source, arguments: &[&str]) -> Server {
         let mut command = Command::new("bash");
         quiet(&mut command);
-        command.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]);
-        command.arg(env!("CARGO_BIN_EXE_btc-ticker"));
+        command.args(["-c", line, env!("CARGO_BIN_EXE_btc-ticker")]);
         Server::poll(command, "127.0.0.1:0", source, arguments)
     }
 
@@ -536,13 +550,19 @@ impl Stream {
         }
     }
 
-    /// The next update. On a loaded machine a fast source may seem stale for a moment, so a
-    /// `status` is passed over; nothing else is.
-    pub fn update(&mut self) -> Event {
+    /// The next event that is no `status`: on a loaded machine a fast source may seem stale for a
+    /// moment.
+    pub fn beyond_status(&mut self) -> Event {
         let mut event = self.event();
         while event.name.as_deref() == Some("status") {
             event = self.event();
         }
+        event
+    }
+
+    /// The next update. A `status` is passed over; nothing else is.
+    pub fn update(&mut self) -> Event {
+        let event = self.beyond_status();
         assert_eq!(event.name, None, "an update was due: {event:?}");
         let json = event.json();
         let fields: Vec<_> = json.as_object().unwrap().keys().collect();
