@@ -1,15 +1,18 @@
 //! The command line and the environment, checked: what comes out of here makes sense.
 //! Read once, by `main`.
 
+use std::env;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, ValueEnum, value_parser};
-use jiff::SignedDuration;
+use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, ValueEnum, value_parser};
+use ureq::http::Uri;
 
 use crate::source::Source;
+use crate::system::parse_duration;
 
 /// Where CoinDesk's key is taken from. Not an option: options are seen by every `ps`.
 const KEY_VARIABLE: &str = "COINDESK_API_KEY";
@@ -37,11 +40,12 @@ pub struct Config {
     #[arg(long, env = "BTC_TICKER_PRICE_AT", value_name = "POINTER", value_parser = pointer)]
     price_at: Option<String>,
 
-    /// JSON pointer to the time in the answer (Unix ms), to keep the source's time for an update
-    #[arg(long, env = "BTC_TICKER_TIMESTAMP_AT", value_name = "POINTER", value_parser = pointer)]
-    timestamp_at: Option<String>,
+    /// Another btc-ticker whose stream is followed, instead of a source: this is a replica of it
+    #[arg(long, env = "BTC_TICKER_FOLLOW", value_name = "URL", value_parser = origin)]
+    #[arg(conflicts_with_all = ["source", "source_url", "price_at"])]
+    follow: Option<String>,
 
-    /// How often the source is asked
+    /// How often the source is asked; in a replica, the same as at its origin
     #[arg(long, env = "BTC_TICKER_INTERVAL", default_value = "5s", allow_hyphen_values = true, value_parser = duration)]
     pub interval: Duration,
 
@@ -78,7 +82,12 @@ enum Preset {
 impl Config {
     /// Reads and checks. What makes no sense ends the process (2), with a line on what would.
     pub fn read() -> Config {
-        let config = Config::parse();
+        let command = Config::command().mut_args(without_empty_variable);
+        let parsed = command.clone().try_get_matches();
+        let config = match parsed.and_then(|matches| Config::from_arg_matches(&matches)) {
+            Ok(config) => config,
+            Err(error) => exit(&command, &error),
+        };
         let has_own_url = config.source_url.is_some() || config.price_at.is_some();
         let wrong = if config.retention < config.interval {
             "--retention must be at least --interval, or nothing is ever kept"
@@ -97,55 +106,104 @@ impl Config {
 
     /// The source that the options describe. `demo_url` is where the demo endpoint listens.
     pub fn source(&self, demo_url: Option<&str>) -> Source {
-        let key = std::env::var(KEY_VARIABLE).ok().map(|key| key.trim().to_owned());
-        let key = key.filter(|key| !key.is_empty());
-        let is_auto = self.source == Preset::Auto;
+        if let Some(origin) = &self.follow {
+            return Source::origin(origin);
+        }
+        let key = env::var(KEY_VARIABLE).unwrap_or_default();
+        let key = Some(key.trim().to_owned()).filter(|key| !key.is_empty());
         let mut source = match self.source {
             Preset::Demo => Source::demo(demo_url.unwrap_or_default()),
             Preset::Coinbase => Source::coinbase(),
-            Preset::Auto if key.is_none() => Source::coinbase(),
-            Preset::Auto | Preset::Coindesk => Source::coindesk(key),
+            Preset::Coindesk => Source::coindesk(key),
+            Preset::Auto if self.source_url.is_some() => Source::custom(),
+            Preset::Auto if key.is_some() => Source::coindesk(key),
+            Preset::Auto => {
+                log::warn!(
+                    "{KEY_VARIABLE} is not set, so prices come from Coinbase; for CoinDesk, get a \
+                     key of a paid plan at https://developers.coindesk.com and set {KEY_VARIABLE}"
+                );
+                Source::coinbase()
+            }
         };
         if let Some(url) = &self.source_url {
             source.url.clone_from(url);
-            if is_auto {
-                // Nobody said that this is CoinDesk, so it does not get CoinDesk's key.
-                source = Source { name: "custom source", key: None, advice: "", ..source };
-            }
-        } else if is_auto && source.key.is_none() {
-            log::warn!(
-                "{KEY_VARIABLE} is not set, so prices come from Coinbase; for CoinDesk, get a key of \
-                 a paid plan at https://developers.coindesk.com and set {KEY_VARIABLE}"
-            );
         }
-        let price_at = self.price_at.clone().unwrap_or(source.price_at);
-        Source { price_at, timestamp_at: self.timestamp_at.clone(), ..source }
+        if let Some(price_at) = &self.price_at {
+            source.price_at.clone_from(price_at);
+        }
+        source
     }
 }
 
-fn address(text: &str) -> Result<SocketAddr, &'static str> {
-    let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
-    found.ok_or("write an address and a port, such as 127.0.0.1:8080")
+/// An environment variable that is empty counts as unset.
+fn without_empty_variable(arg: Arg) -> Arg {
+    let value = arg.get_env().and_then(env::var_os);
+    match value {
+        Some(value) if value.is_empty() => arg.env(Resettable::Reset),
+        _ => arg,
+    }
 }
 
-fn duration(text: &str) -> Result<Duration, &'static str> {
-    let parsed = text.parse::<SignedDuration>().ok().and_then(|it| Duration::try_from(it).ok());
-    let duration = parsed.filter(|duration| (SHORTEST..=LONGEST).contains(duration));
-    duration.ok_or("write a duration from 1ms to 366 days, such as 5s, 1m 30s or 1h")
+/// Says what is wrong, and where a wrong value came from, and ends the process.
+fn exit(command: &Command, error: &clap::Error) -> ! {
+    let _ = error.print();
+    let context = (error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidValue));
+    if let (Some(ContextValue::String(wrong)), Some(ContextValue::String(value))) = context {
+        let option = wrong.split(' ').next().unwrap_or_default();
+        let arg = command.get_arguments().find(|arg| arg.get_long() == option.strip_prefix("--"));
+        let is_given = env::args().any(|word| word.starts_with(option));
+        if let Some(variable) = arg.and_then(Arg::get_env)
+            && env::var_os(variable).is_some_and(|text| text == **value)
+            && !is_given
+        {
+            eprintln!("The value is that of the environment variable {}.", variable.display());
+        }
+    }
+    std::process::exit(error.exit_code())
+}
+
+fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    const FORM: &str = "write an address and a port, such as 127.0.0.1:8080";
+    let mut found = text.to_socket_addrs().map_err(|_| FORM)?;
+    found.next().ok_or(FORM)
 }
 
 /// Bounds of every duration. Below, a network has no meaning; above, an `Instant` may not reach.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    let parsed = parse_duration(text).map(Duration::try_from);
+    match parsed {
+        Some(Ok(duration)) if (SHORTEST..=LONGEST).contains(&duration) => Ok(duration),
+        _ => Err("write a duration from 1ms to 366d, such as 5s, 1m 30s, 1h, 7d or 2w"),
+    }
+}
+
 fn url(text: &str) -> Result<String, &'static str> {
-    let uri: Option<ureq::http::Uri> = text.parse().ok();
-    let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
-    let url = uri.filter(|uri| uri.host().is_some()).map(|_| text.to_owned());
-    url.ok_or("write a whole URL, such as https://api.example.com/btc")
+    const FORM: &str = "write a whole URL, such as https://api.example.com/btc";
+    let uri: Uri = text.parse().map_err(|_| FORM)?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http" | "https"), Some(_)) => Ok(text.to_owned()),
+        _ => Err(FORM),
+    }
+}
+
+fn origin(text: &str) -> Result<String, &'static str> {
+    const FORM: &str = "write the address of a btc-ticker, such as http://origin:8080 (no https: \
+        TLS is for a proxy in front)";
+    let uri: Uri = text.parse().map_err(|_| FORM)?;
+    let is_plain = uri.query().is_none() && !text.contains('@');
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http"), Some(_)) if is_plain => Ok(text.to_owned()),
+        _ => Err(FORM),
+    }
 }
 
 fn pointer(text: &str) -> Result<String, &'static str> {
-    let pointer = text.starts_with('/').then(|| text.to_owned());
-    pointer.ok_or("write a JSON pointer, such as /data/amount")
+    if text.starts_with('/') {
+        Ok(text.to_owned())
+    } else {
+        Err("write a JSON pointer, such as /data/amount")
+    }
 }

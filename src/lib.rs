@@ -1,12 +1,28 @@
 //! btc-ticker: what a bitcoin costs, now, and what you missed while you were away.
 //!
+//! ```text
+//!  price source                      janitor         heartbeat
+//!       | HTTP                          | expires       | comments, status
+//!       v         1 a line              v               v
+//!    poller ----> journal (a file)   history ====> connection ----> client
+//!       |                               ^    channel   ^    SSE
+//!       +------- 2 publishes -----------+              | starts
+//!                                                    accept
+//! ```
+//!
+//! `poller`, `janitor`, `heartbeat` and `accept` are one thread each, `connection` is one for each client.
+//! The history has one lock. Under it a client takes what it has missed, and a channel for what comes.
+//! The channel is bounded: it ends when it is full, when its client leaves, or when the service does.
+//! Every thread ends when the shutdown channel closes.
+//!
 //! The machine, in the order in which a price travels through it:
 //!
-//! 1. [`source`]: where it comes from. `poller` is the thread that asks at every tick; `fetch` reads an
-//!    answer, `outage` decides when to ask again while there is none, `demo` makes prices up.
-//! 2. [`feed`]: what becomes of it. `history` keeps it for those who are away, subscribers get it at
-//!    once; `event` is its form, `cursor` says from where a client wants to go on; `janitor`,
-//!    `heartbeat` and `journal` are threads.
+//! 1. [`source`]: where it comes from. `poller` is the thread that asks at every tick, `fetch` reads an
+//!    answer; in a replica `follow` is the thread that reads the stream of another btc-ticker instead.
+//!    `outage` decides when to try again, `error` says what was wrong, `demo` makes prices up.
+//! 2. [`feed`]: what becomes of it. `publisher` writes it to the `journal`, which is a file, and hands
+//!    it to the feed. `history` keeps it for those who are away, subscribers get it at once; `event` is
+//!    its form, `cursor` says from where a client wants to go on; `janitor` and `heartbeat` are threads.
 //! 3. [`http`]: how it reaches a client. `server` accepts, `connection` is the thread of each client;
 //!    `request`, `routes`, `response` and `pages` are what it asks and gets; `stream` is where it
 //!    stays.
@@ -16,14 +32,14 @@
 //! `system`. [`config`] is the command line, and the entrance is `main.rs`.
 //!
 //! ```
-//! use btc_ticker::feed::{Cursor, Dating, Feed, History, Update};
+//! use btc_ticker::feed::{Cursor, Feed, History, Update};
 //! use std::time::Duration;
 //!
 //! let hour = Duration::from_secs(3600);
-//! let feed = Feed::new(History::new(Dating::Own, 1_000, hour, 100));
+//! let feed = Feed::new(History::new(Some(1_000), hour, 100), false, hour);
 //! feed.publish(Update { timestamp: 2_000, price: 97_123.45 });
-//! let client = feed.subscribe(Cursor::After(1_000)).expect("the feed is open");
-//! assert_eq!(client.backlog.updates, 1);
+//! let mut client = feed.subscribe(Cursor::After(1_000)).expect("the feed is open");
+//! assert_eq!(client.backlog.take().map(|backlog| backlog.updates), Some(1));
 //! feed.publish(Update { timestamp: 3_000, price: 97_124.5 });
 //! assert!(client.live.recv().is_ok());
 //! ```

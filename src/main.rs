@@ -1,47 +1,65 @@
 //! btc-ticker from start to end: read what is wanted, start the threads, wait for the signal, and
 //! see everybody out.
 
-#![no_main]
+#![cfg_attr(all(target_os = "linux", target_env = "gnu"), no_main)]
 
+use std::error::Error;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use btc_ticker::config::Config;
-use btc_ticker::feed::{Feed, History, Journal, heartbeat, janitor};
+use btc_ticker::feed::{Feed, History, Journal, Publisher, heartbeat, janitor};
 use btc_ticker::http::{Routes, Server, listen};
+use btc_ticker::source::STALE_AFTER;
 use btc_ticker::source::demo::Demo;
-use btc_ticker::source::poller::{Poller, pace};
-use btc_ticker::system::{Failure, Limits, METRICS, Shutdown, Threads, unix_millis};
+use btc_ticker::source::follow::Follower;
+use btc_ticker::source::poller::Poller;
+use btc_ticker::system::{Limits, METRICS, Shutdown, Threads, unix_millis};
 use btc_ticker::system::{health, kernel, logging};
-use crossbeam_channel::{RecvTimeoutError, bounded};
+use crossbeam_channel::RecvTimeoutError;
 
 /// Updates that are kept at most, whatever interval and retention say: some 30 MB.
 const MOST_UPDATES: usize = 100_000;
 /// How long threads may take to end. The process does not wait longer for one that is still waiting
 /// for the source.
-const FAREWELL: Duration = Duration::from_millis(1500);
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 
 /// Called by the system itself rather than by std, which would give every thread a signal stack,
 /// if only to name the thread that overflows its stack: two memory mappings more, so that the usual
 /// `vm.max_map_count` of 65,530 would be enough for 15,800 clients instead of 31,700. And where
 /// there are no more mappings, the process would abort rather than be told that there is no thread.
+/// Only there, because elsewhere (musl) std would not know the arguments.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
 pub extern "C" fn main() -> i32 {
+    start()
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn main() {
+    std::process::exit(start());
+}
+
+/// Returns the exit code.
+fn start() -> i32 {
     kernel::open_standard_streams();
     kernel::survive_broken_pipes();
     kernel::wake_in_batches();
     let config = Config::read();
     logging::start();
     let result = if config.check_health { health::check(config.listen) } else { run(&config) };
-    if let Err(error) = &result {
-        eprintln!("btc-ticker: {error}");
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("btc-ticker: {error}");
+            1
+        }
     }
-    result.is_err().into()
 }
 
-fn run(config: &Config) -> Result<(), Failure> {
-    let threads = Threads::new(Shutdown::on_signal()?);
+fn run(config: &Config) -> Result<(), Box<dyn Error>> {
+    let mut threads = Threads::new(Shutdown::on_signal()?);
     let listener = listen(config.listen).map_err(|error| {
         let address = config.listen;
         format!("cannot listen on {address}: {error}; free it, or choose another with --listen")
@@ -49,42 +67,65 @@ fn run(config: &Config) -> Result<(), Failure> {
     let address = listener.local_addr()?;
     kernel::widen_futex_table();
     let limits = Limits::claim(config.max_clients);
-    let demo = if config.is_demo() { Some(Demo::start(&threads)?) } else { None };
+
+    // Where prices come from.
+    let demo = if config.is_demo() { Some(Demo::start(&mut threads)?) } else { None };
     let source = config.source(demo.as_ref().map(|demo| demo.url.as_str()));
-    let (interval, retention, quiet) = (config.interval, config.retention, config.heartbeat);
+    let (interval, retention) = (config.interval, config.retention);
     log::info!("btc-ticker {} on http://{address}", env!("CARGO_PKG_VERSION"));
     log::info!("{} ({}) every {interval:?}, kept for {retention:?}", source.name, source.host());
 
-    let mut history = History::new(source.dating(), unix_millis(), retention, MOST_UPDATES);
-    let open = |path| Journal::open(path, source.made_up, &mut history);
-    let journal = config.journal.as_deref().map(open).transpose()?;
-    let feed = Feed::new(history);
-    let (tell_full, full) = bounded(1);
-    let pace = pace(source.dating(), interval);
-    let routes = Routes::new(feed.clone(), &source, pace, limits, tell_full);
-    let server = Server::new(listener, routes, limits.connections);
+    // What was before. A replica cannot know it.
+    let began = if source.is_origin { None } else { Some(unix_millis()) };
+    let mut history = History::new(began, retention, MOST_UPDATES);
+    let journal = match &config.journal {
+        Some(path) => Some(Journal::open(path, source.made_up, &mut history)?),
+        None => None,
+    };
 
-    journal.map(|journal| journal.start(&threads, &feed)).transpose()?;
-    let poller = Poller::new(source, interval, feed.clone());
-    threads.spawn("poller", move |shutdown| poller.run(shutdown))?;
-    let kept = feed.clone();
-    threads.spawn("janitor", move |shutdown| janitor::run(&kept, shutdown))?;
-    let alive = feed.clone();
-    threads.spawn("heartbeat", move |end| heartbeat::run(&alive, quiet, &full, end))?;
+    // Who shares it, and who fills it.
+    let feed = Feed::new(history, source.made_up, interval * STALE_AFTER);
+    let publisher = Publisher::new(feed.clone(), journal);
+    let routes = Routes::new(feed.clone(), &source, interval, limits);
+    let mut origin = None;
+    if source.is_origin {
+        let heartbeat = config.heartbeat;
+        let follower = Follower::new(&source, interval, heartbeat, feed.clone(), publisher);
+        origin = Some(follower.connection());
+        threads.spawn("follower", move |shutdown| follower.run(shutdown))?;
+    } else {
+        let poller = Poller::new(source, interval, feed.clone(), publisher);
+        threads.spawn("poller", move |shutdown| poller.run(shutdown))?;
+    }
+    let (forgetting, quiet, heartbeat) = (feed.clone(), feed.clone(), config.heartbeat);
+    threads.spawn("janitor", move |shutdown| janitor::run(&forgetting, shutdown))?;
+    threads.spawn("heartbeat", move |shutdown| heartbeat::run(&quiet, heartbeat, shutdown))?;
+
+    // Clients.
+    let server = Server::new(listener, routes);
     let accepting = server.clone();
     threads.spawn("accept", move |shutdown| accepting.accept(shutdown))?;
     writeln!(io::stdout(), "listening on http://{address}")?;
 
-    let end = threads.wait().map_err(|name| format!("the thread {name} has ended by itself"));
-    log::info!("stopping: {}", end.as_ref().err().map_or("asked by a signal", |why| why));
-    let deadline = Instant::now() + FAREWELL;
+    // The end.
+    let end = threads.wait();
+    match end {
+        Ok(()) => log::info!("stopping: asked by a signal"),
+        Err(name) => log::info!("stopping: the thread {name} has ended by itself"),
+    }
+    let deadline = Instant::now() + SHUTDOWN_GRACE;
     server.stop();
-    demo.iter().for_each(|demo| demo.server.unblock());
+    if let Some(demo) = &demo {
+        demo.stop();
+    }
+    if let Some(origin) = &origin {
+        origin.close();
+    }
     // Nothing is ever sent on it: it closes when the last stream has ended.
     let streams = feed.close().recv_deadline(deadline);
     if !threads.join(deadline) || streams != Err(RecvTimeoutError::Disconnected) {
         log::info!("not waiting for threads that wait for others");
     }
     log::info!("served {} streams", METRICS.clients_accepted.get());
-    Ok(end?)
+    end.map_err(|name| format!("the thread {name} has ended by itself").into())
 }

@@ -4,19 +4,18 @@
 
 const find = (id) => document.getElementById(id);
 
-const interval = Number(document.body.dataset.intervalMs) || 5000;
-const madeUp = document.body.dataset.madeUp === "true";
-
-const HOLE = 3 * interval; // longer than this without an update, and some are missing
 const KEEP_FOR = 24 * 3_600_000; // a tab that stays open must not grow for ever:
 const KEEP_AT_MOST = 20_000; // a day of updates at the usual interval fits
 
 // ---- What is known
 
-const points = []; // { timestamp, price, broken }: broken means that updates before it are missing
+const points = []; // { timestamp, price, missed, broken }: broken means that updates before it are missing
+let madeUp = document.body.dataset.madeUp === "true";
+let interval; // how often an update can be expected
+let hole; // longer than this without an update, and some are missing
 let phase = "connecting"; // or "open", or "reconnecting"
 let stale = null; // what the server says of a source that fails: { since, reason }
-let missing = false; // the server no longer has what came after our last update
+let missed = false; // the server no longer has what came after our last update
 let skew = 0; // how far this device's clock is ahead of the server's
 let span = Infinity; // how much of the past the chart shows
 let cursor = null; // the time that the reader points at
@@ -24,11 +23,22 @@ let cursor = null; // the time that the reader points at
 const last = () => points[points.length - 1];
 const now = () => Math.max(Date.now() - skew, last()?.timestamp ?? 0);
 
+function expectEvery(ms) {
+  interval = Number(ms) || 5000;
+  hole = 3 * interval;
+  points.forEach(judge);
+}
+
+function judge(point, i) {
+  point.broken = i > 0 && (point.missed || point.timestamp - points[i - 1].timestamp > hole);
+}
+expectEvery(document.body.dataset.intervalMs);
+
 // For a look from the console, and for tests. Copies: nobody changes the page through it.
 window.ticker = Object.freeze({
   get points() { return structuredClone(points); },
   get state() { return state(); },
-  get priceLabels() { return [...scale.labels]; },
+  get axis() { return structuredClone(scale?.axis); },
 });
 
 // ---- The stream
@@ -65,9 +75,9 @@ function onUpdate({ timestamp, price }) {
   if (timestamp <= last()?.timestamp) return; // held already
   // What comes this long after the connection is no backlog but new: its time is the server's now.
   if (heard - opened > 1000) skew = heard - timestamp;
-  const broken = points.length > 0 && (missing || timestamp - last().timestamp > HOLE);
-  points.push({ timestamp, price, broken });
-  missing = false;
+  points.push({ timestamp, price, missed });
+  judge(last(), points.length - 1);
+  missed = false;
   forget();
   schedule();
 }
@@ -80,13 +90,43 @@ function forget() {
 
 function onGap() {
   heard = Date.now();
-  missing = true;
+  missed = true;
 }
 
 function onStatus(status) {
   heard = Date.now();
+  if (status.made_up !== madeUp) return beginAnew(status);
   stale = status.stale ? status : null;
   schedule();
+}
+
+// Another server answers at this address: made-up prices and real ones never share a chart.
+function beginAnew(status) {
+  madeUp = status.made_up;
+  document.body.dataset.madeUp = madeUp;
+  const hadPoints = points.length > 0;
+  points.length = 0;
+  missed = false;
+  cursor = null;
+  zoom(zooms.at(-1));
+  readPage();
+  if (hadPoints) connect(); // for what is before our last update
+  else onStatus(status); // this stream brings all there is
+}
+
+// The name of the source and its interval may be others too. The page of that server has them.
+async function readPage() {
+  try {
+    const answer = await fetch(".", { cache: "reload" });
+    if (!answer.ok) return;
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const { source, intervalMs } = page.body.dataset;
+    setText("source", source);
+    expectEvery(intervalMs);
+    schedule();
+  } catch {
+    // Gone again. The next stream tells where it comes from.
+  }
 }
 
 function onError() {
@@ -103,7 +143,7 @@ function onError() {
 // A connection can die without a word (sleep, another network), and scripts do not see the
 // heartbeats. So after a silence that an update or a status should have ended: connect anew.
 function checkSilence() {
-  const patience = stale ? 60_000 : HOLE + 10_000;
+  const patience = stale ? 60_000 : hole + 10_000;
   const silence = Math.abs(Date.now() - heard); // also when the clock was set back
   if (stream.readyState === EventSource.CLOSED || silence < patience) return;
   if (phase === "open") phase = "reconnecting";
@@ -116,33 +156,42 @@ const WORDS = {
   connecting: "Connecting",
   waiting: "No price yet",
   live: "Live",
-  stale: "Stale",
+  stale: "No new prices",
   reconnecting: "Reconnecting",
 };
 
 function state() {
   if (phase !== "open") return phase;
+  if (stale) return "stale";
   if (!points.length) return "waiting";
   // The server says when it is stale; the second's grace is for its word to arrive first.
-  return stale || now() - last().timestamp > HOLE + 1000 ? "stale" : "live";
+  return now() - last().timestamp > hole + 1000 ? "stale" : "live";
 }
 
-function detail(current) {
+// What the state means for the price that is shown.
+function sentence(current) {
+  // The server may know when the last price was and keep it no longer.
+  const newest = timeOf(last()?.timestamp ?? stale?.since);
   const reason = stale?.reason ? `: ${stale.reason}` : "";
-  if (current === "waiting") return stale ? `the source fails${reason}` : "waiting for the source";
-  if (current === "stale") return `no update since ${timeOf(stale?.since ?? last().timestamp)}${reason}`;
-  if (current === "reconnecting") return navigator.onLine ? "no answer from the server" : "this device is offline";
-  return madeUp ? "made-up prices" : "";
+  if (current === "live") return `Updated ${newest}, ${duration(now() - last().timestamp)} ago`;
+  if (current === "stale") return (newest ? `No new price since ${newest}` : "No price yet") + reason;
+  if (current === "waiting") return "Waiting for the first price";
+  if (current === "connecting") return "No price yet";
+  const trouble = navigator.onLine ? "No answer from the server" : "This device is offline";
+  return newest ? `${trouble}; last price at ${newest}` : trouble;
 }
 
-const formatter = (parts) => new Intl.DateTimeFormat("en-GB", parts);
-const clock = formatter({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const shortClock = formatter({ hour: "2-digit", minute: "2-digit" });
+// Numbers and times are written as the reader's browser is set.
+const formatter = (parts) => new Intl.DateTimeFormat(undefined, parts);
+const clock = formatter({ hour: "numeric", minute: "2-digit", second: "2-digit" });
+const shortClock = formatter({ hour: "numeric", minute: "2-digit" });
 const day = formatter({ day: "numeric", month: "short" });
 
 function timeOf(timestamp) {
+  if (!timestamp) return "";
   const date = day.format(timestamp);
-  return (date === day.format(now()) ? "" : `${date}, `) + clock.format(timestamp);
+  const time = (date === day.format(now()) ? "" : `${date}, `) + clock.format(timestamp);
+  return time.replaceAll(" ", "\u00a0"); // in one piece
 }
 
 function duration(ms) {
@@ -152,8 +201,27 @@ function duration(ms) {
   return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
 }
 
-const amount = (value, digits = 2) =>
-  value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+const number = (options) => new Intl.NumberFormat(undefined, options);
+const count = number();
+const dollars = number({ style: "currency", currency: "USD", currencyDisplay: "narrowSymbol" });
+// Two digits after the point, or as many more as it takes to show two that are not 0.
+const percent = number({
+  style: "percent",
+  signDisplay: "exceptZero",
+  minimumFractionDigits: 2,
+  maximumFractionDigits: 2,
+  minimumSignificantDigits: 2,
+  maximumSignificantDigits: 2,
+  roundingPriority: "morePrecision",
+});
+
+const withDigits = [];
+function amount(value, digits = 2) {
+  withDigits[digits] ??= number({ minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return withDigits[digits].format(value);
+}
+
+const minus = (text) => text.replace("-", "−"); // as wide as a plus
 
 // ---- From what is known to the page
 
@@ -169,14 +237,26 @@ function schedule() {
 function render() {
   scheduled = false;
   renderState();
-  if (points.length) {
-    find("empty").hidden = true;
-    const view = visible();
-    renderPrice();
-    renderFigures(view);
-    drawChart(view);
-  }
+  renderZooms();
+  if (points.length) renderPoints();
+  else renderNoPrice();
   announce(state());
+}
+
+function renderPoints() {
+  find("empty").hidden = true;
+  const view = visible();
+  renderPrice();
+  renderFigures(view);
+  drawChart(view);
+}
+
+// A zoom that would show all there is, is not offered beside "All".
+function renderZooms() {
+  const past = points.length ? now() - points[0].timestamp : 0;
+  for (const button of zooms) {
+    button.hidden = button !== zooms.at(-1) && spanOf(button) >= past;
+  }
 }
 
 function setText(id, text) {
@@ -188,53 +268,71 @@ function renderState() {
   const current = state();
   find("state").dataset.state = current;
   setText("state-word", WORDS[current]);
-  setText("state-detail", detail(current));
-  const price = points.length ? `$${amount(last().price)} ` : "";
+  setText("state-detail", madeUp ? "made-up prices" : "");
+  setText("updated", sentence(current));
+  const price = points.length ? `${dollars.format(last().price)} ` : "";
   const warning = current === "live" ? "" : ` (${WORDS[current].toLowerCase()})`;
   document.title = `${madeUp ? "Made up: " : ""}${price}BTC/USD${warning}`;
 }
 
+// The whole dollars are large; the sign, on either side of them, and the cents are small.
 function renderPrice() {
-  const { timestamp, price } = last();
-  const [whole, cents] = amount(price).split(".");
-  setText("price-whole", whole);
-  setText("price-cents", `.${cents}`);
-  setText("updated", `Updated ${timeOf(timestamp)}, ${duration(now() - timestamp)} ago`);
+  const parts = dollars.formatToParts(last().price);
+  const isWhole = ({ type }) => type === "integer" || type === "group";
+  const [start, end] = [parts.findIndex(isWhole), parts.findLastIndex(isWhole) + 1];
+  const text = (some) => some.map(({ value }) => value).join("");
+  setText("price-before", text(parts.slice(0, start)));
+  setText("price-whole", text(parts.slice(start, end)));
+  setText("price-after", text(parts.slice(end)));
+}
+
+// After `beginAnew`, until the first price comes.
+function renderNoPrice() {
+  find("empty").hidden = false;
+  find("reading").hidden = true;
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  for (const id of ["price-before", "price-after", "change-amount", "change-since"]) setText(id, "");
+  for (const id of ["price-whole", "high", "low"]) setText(id, "–");
+  setText("count", count.format(0));
+  find("change").dataset.direction = "none";
+  find("holes").hidden = true;
+  chart.setAttribute("aria-valuetext", "No price yet");
 }
 
 function renderFigures({ shown, low, high }) {
   renderChange(shown[0]);
   setText("high", shown.length ? amount(high) : "–");
   setText("low", shown.length ? amount(low) : "–");
-  setText("count", shown.length.toLocaleString("en-US"));
-  const breaks = shown.filter((point) => point.broken).length + (now() - last().timestamp > HOLE);
-  find("breaks").hidden = breaks === 0;
-  setText("break-count", breaks === 1 ? "once" : `${breaks} times`);
+  setText("count", count.format(shown.length));
+  find("holes").hidden = !shown.some((point) => point.broken) && now() - last().timestamp <= hole;
 }
 
 function renderChange(oldest) {
-  const change = oldest ? last().price - oldest.price : 0;
+  const exact = oldest ? last().price - oldest.price : 0;
+  const change = Math.round(exact * 100) / 100; // what rounds to nothing is neither up nor down
   const direction = change > 0 ? "up" : change < 0 ? "down" : "none";
-  const sign = { up: "▲ +", down: "▼ −", none: "± " }[direction];
-  const percent = oldest ? amount((Math.abs(change) / oldest.price) * 100) : "";
+  const sign = { up: "▲ +", down: "▼ −", none: "±" }[direction];
+  const share = oldest ? minus(percent.format(change / oldest.price)) : "";
   find("change").dataset.direction = direction;
-  setText("change-amount", oldest ? `${sign}${amount(Math.abs(change))} (${percent} %)` : "");
+  setText("change-amount", oldest ? `${sign}${amount(Math.abs(change))} (${share})` : "");
   setText("change-since", oldest ? `since ${timeOf(oldest.timestamp)}` : "");
 }
 
 // For screen readers: a change of state once it has lasted, else the price once a minute.
-let held = { state: "", since: 0 };
-let announced = { state: "", at: 0 };
+let held = { words: "", since: 0 };
+let announced = { words: "", at: 0 };
 
 function announce(current) {
   const time = Date.now();
-  if (held.state !== current) held = { state: current, since: time };
-  const news = announced.state !== current && time - held.since > 2000;
-  const due = announced.state === current && current === "live" && time - announced.at > 60_000;
+  const words = [madeUp ? "Made-up prices" : "", WORDS[current]].filter(Boolean).join(", ");
+  if (held.words !== words) held = { words, since: time };
+  const news = announced.words !== words && time - held.since > 2000;
+  const due = announced.words === words && current === "live" && time - announced.at > 60_000;
   if (!news && !due) return;
-  announced = { state: current, at: time };
-  const price = points.length ? `$${amount(last().price)}` : "";
-  setText("announcement", [WORDS[current], detail(current), price].filter(Boolean).join(", "));
+  announced = { words, at: time };
+  const price = points.length ? dollars.format(last().price) : "";
+  const more = current === "live" ? price : sentence(current);
+  setText("announcement", `${words}, ${more}`);
 }
 
 // ---- The chart
@@ -242,6 +340,7 @@ function announce(current) {
 const chart = find("chart");
 const canvas = chart.querySelector("canvas");
 const pen = canvas.getContext("2d");
+const TAG_FROM_LABEL = 1.4; // how far the latest price keeps from the labels beside it, in em
 let scale; // of the last drawing; the pointer needs it too
 
 // The part of the past that is shown, and the updates in it.
@@ -273,9 +372,9 @@ function drawChart(view) {
   const colour = (name) => style.getPropertyValue(`--${name}`);
   pen.font = `${style.fontSize} ${style.fontFamily}`;
 
-  const [top, bottom] = [em * 2.8, height - em * 2];
+  const [top, bottom] = [em * 0.9, height - em * 2];
   const ticks = priceTicks(view, (bottom - top) / em);
-  const labels = ticks.values.map((value) => (ticks.isCovered(value) ? "" : amount(value, ticks.digits)));
+  const labels = ticks.values.map((value) => amount(value, ticks.digits));
   const latest = amount(last().price);
   const gutter = em * 1.6 + Math.max(...[...labels, latest].map((label) => pen.measureText(label).width));
   const box = { left: 1, right: width - gutter, top, bottom };
@@ -283,7 +382,7 @@ function drawChart(view) {
   const perDollar = (box.bottom - box.top) / (ticks.high - ticks.low);
   const x = (timestamp) => box.left + (timestamp - view.from) * perMs;
   const y = (price) => box.bottom - (price - ticks.low) * perDollar;
-  scale = { ...view, ...box, em, colour, perMs, x, y, labels: labels.filter(Boolean) };
+  scale = { ...view, ...box, em, colour, perMs, x, y, axis: { em, prices: [], times: [], tag: null } };
 
   drawPriceAxis(ticks.values, labels);
   drawTimeAxis();
@@ -308,52 +407,62 @@ function fitCanvas() {
   return size;
 }
 
-// The roundest prices of which three or more have room for a label. `ems` is the height.
+// The roundest prices of which there are three or more. `ems` is the height.
 function priceTicks(view, ems) {
   // At least a little room: a change of some cents must not look like a crash.
   const room = Math.max((view.high - view.low) * 0.08, view.high * 0.0001);
   const [low, high] = [view.low - room, view.high + room];
-  const isCovered = (value) => (Math.abs(value - last().price) / (high - low)) * ems < 1.4; // by the latest price
   const power = 10 ** Math.floor(Math.log10(high - low));
   const ticks = (step) => {
     const first = Math.ceil(low / step);
     const values = Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
     const digits = Math.min(12, Math.max(0, Math.ceil(-Math.log10(step))));
-    return { low, high, values, digits, isCovered };
+    const apart = (step / (high - low)) * ems;
+    return { low, high, values, digits, apart };
   };
-  const choices = [1, 0.5, 0.2, 0.1, 0.05].map((factor) => ticks(factor * power));
-  const isEnough = ({ values }) => values.filter((value) => !isCovered(value)).length >= 3;
-  return choices.find(isEnough) ?? choices.at(-1);
+  // Between two labels there must be room for the latest price.
+  const choices = [5, 2, 1, 0.5, 0.2, 0.1, 0.05].map((factor) => ticks(factor * power));
+  const roomy = choices.filter(({ apart }) => apart > 2 * TAG_FROM_LABEL);
+  return roomy.find(({ values }) => values.length >= 3) ?? roomy.at(-1) ?? choices[0];
 }
 
 function drawPriceAxis(values, labels) {
-  const { left, right, em, colour, y } = scale;
+  const { left, right, em, colour, y, axis } = scale;
   pen.textBaseline = "middle";
   values.forEach((value, i) => {
     pen.fillStyle = colour("rule");
     pen.fillRect(left, Math.round(y(value)), right - left, 1);
     pen.fillStyle = colour("muted");
     pen.fillText(labels[i], right + em * 0.8, y(value));
+    axis.prices.push({ label: labels[i], y: y(value) });
   });
 }
 
-const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600];
+const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200];
 
 function drawTimeAxis() {
-  const { from, to, left, right, bottom, em, colour, perMs, x } = scale;
-  const step = 1000 * (TIME_STEPS.find((seconds) => seconds * 1000 * perMs > em * 6) ?? 43200);
+  const { from, to, left, right, bottom, em, colour, perMs, x, axis } = scale;
   const local = new Date(to).getTimezoneOffset() * 60_000; // steps count from local midnight
-  const format = (time) => ((time - local) % 86_400_000 === 0 ? day : step < 60_000 ? clock : shortClock).format(time);
+  const clockFor = (step) => (step < 60 ? clock : shortClock);
+  // The widest hour, as some languages write it, and a gap.
+  const width = (step) => pen.measureText(clockFor(step).format(local + 82_799_000)).width + em * 1.5;
+  const seconds = TIME_STEPS.find((step) => step * 1000 * perMs > width(step)) ?? 86_400;
+  const step = 1000 * seconds;
+  const format = (time) => ((time - local) % 86_400_000 === 0 ? day : clockFor(seconds)).format(time);
   pen.textAlign = "center";
   pen.textBaseline = "alphabetic";
   pen.fillStyle = colour("edge");
   pen.fillRect(left, bottom, right - left, 1);
   for (let time = Math.ceil((from - local) / step) * step + local; time <= to; time += step) {
-    const half = pen.measureText(format(time)).width / 2;
+    const label = format(time);
+    const half = pen.measureText(label).width / 2;
+    const middle = Math.max(x(time), half); // the first may stand aside, for it must not be cut off
+    if (middle - x(time) > em) continue;
     pen.fillStyle = colour("edge");
     pen.fillRect(Math.round(x(time)), bottom, 1, em * 0.4);
     pen.fillStyle = colour("muted");
-    if (x(time) - half > 0) pen.fillText(format(time), x(time), bottom + em * 1.6);
+    pen.fillText(label, middle, bottom + em * 1.6);
+    axis.times.push({ label, from: middle - half, to: middle + half });
   }
   pen.textAlign = "left";
 }
@@ -364,7 +473,7 @@ function drawHoles() {
   for (let i = Math.max(1, first); i < points.length; i++) {
     if (points[i].broken) drawHole(x(points[i - 1].timestamp), x(points[i].timestamp));
   }
-  if (to - last().timestamp > HOLE) drawHole(x(last().timestamp), x(to) + em);
+  if (to - last().timestamp > hole) drawHole(x(last().timestamp), x(to) + em);
 }
 
 function drawHole(start, end) {
@@ -437,17 +546,35 @@ function drawDot(point, radius) {
   pen.fill();
 }
 
+// The nearest place to the level of the latest price where its tag hides no label.
+function placeTag(level) {
+  const { top, bottom, em, axis } = scale;
+  const apart = em * TAG_FROM_LABEL;
+  const besides = axis.prices.flatMap((label) => [label.y - apart, label.y + apart]);
+  const isFree = (at) => axis.prices.every((label) => Math.abs(label.y - at) >= apart - 0.01);
+  const isInside = (at) => at >= top && at <= bottom;
+  const places = [level, ...besides].filter((at) => isFree(at) && isInside(at));
+  places.sort((a, b) => Math.abs(a - level) - Math.abs(b - level));
+  return places[0] ?? level;
+}
+
 function drawLatest(label) {
-  const { shown, right, em, colour, y } = scale;
+  const { shown, right, em, colour, y, axis } = scale;
   const level = y(last().price);
+  const at = axis.tag = placeTag(level);
+  const edge = right + em * 0.4;
   if (shown.length) drawDot(last(), 4);
   pen.fillStyle = colour("line");
   pen.beginPath();
-  pen.roundRect(right + em * 0.3, level - em * 0.85, pen.measureText(label).width + em, em * 1.7, em * 0.3);
+  pen.roundRect(edge, at - em * 0.75, pen.measureText(label).width + em * 0.8, em * 1.5, em * 0.3);
+  // It points at its level, from wherever it is.
+  pen.moveTo(right, level);
+  pen.lineTo(edge + em * 0.1, at - em * 0.4);
+  pen.lineTo(edge + em * 0.1, at + em * 0.4);
   pen.fill();
   pen.fillStyle = colour("paper");
   pen.textBaseline = "middle";
-  pen.fillText(label, right + em * 0.8, level);
+  pen.fillText(label, right + em * 0.8, at);
 }
 
 // ---- Reading the chart: pointer, finger and arrow keys move the same cursor
@@ -461,7 +588,7 @@ function cursorIndex({ first, shown }) {
 }
 
 function drawCursor() {
-  const { left, right, top, bottom, em, colour, x } = scale;
+  const { left, right, top, bottom, em, colour, x, y } = scale;
   const index = cursorIndex(scale);
   const reading = find("reading");
   reading.hidden = index === null;
@@ -470,15 +597,17 @@ function drawCursor() {
   pen.fillStyle = colour("ink");
   pen.fillRect(Math.round(at), top, 1, bottom - top);
   drawDot(points[index], 5);
-  setText("reading-price", `$${amount(points[index].price)}`);
+  setText("reading-price", dollars.format(points[index].price));
   setText("reading-time", readingTime(points[index]));
-  const middle = at - reading.offsetWidth / 2;
-  const place = Math.max(left, Math.min(middle, right + em - reading.offsetWidth));
-  reading.style.transform = `translateX(${Math.round(place)}px)`;
+  const { offsetWidth: width, offsetHeight: height } = reading;
+  const across = Math.max(left, Math.min(at - width / 2, right + em - width));
+  // At the top, unless it would cover what it reads.
+  const down = y(points[index].price) > top + height + em ? top : bottom - height - em * 0.5;
+  reading.style.transform = `translate(${Math.round(across)}px, ${Math.round(down)}px)`;
 }
 
 function readingTime({ timestamp, broken }) {
-  return timeOf(timestamp) + (broken ? ", updates before it are missing" : "");
+  return timeOf(timestamp) + (broken ? ", no data for a while before it" : "");
 }
 
 function moveCursor(time) {
@@ -487,7 +616,7 @@ function moveCursor(time) {
 }
 
 function onPointer(event) {
-  if (!scale) return;
+  if (!points.length || !scale) return;
   const offset = event.clientX - canvas.getBoundingClientRect().left;
   moveCursor(scale.from + (offset - scale.left) / scale.perMs);
 }
@@ -514,7 +643,7 @@ function onKey({ key, altKey, ctrlKey, metaKey }) {
 function speak({ from, to }, point) {
   const position = ((point.timestamp - from) / (to - from)) * 100;
   chart.setAttribute("aria-valuenow", Math.round(Math.min(100, Math.max(0, position))));
-  chart.setAttribute("aria-valuetext", `$${amount(point.price)}, ${readingTime(point)}`);
+  chart.setAttribute("aria-valuetext", `${dollars.format(point.price)}, ${readingTime(point)}`);
 }
 
 chart.onpointermove = chart.onpointerdown = onPointer;
@@ -526,17 +655,20 @@ chart.onkeydown = onKey;
 
 // ---- Start
 
-const zooms = document.querySelectorAll(".zoom button");
+const zooms = [...document.querySelectorAll(".zoom button")]; // the last one shows all
+const spanOf = (button) => Number(button.dataset.minutes) * 60_000;
 
 function zoom(chosen) {
-  span = Number(chosen.dataset.minutes) * 60_000;
+  span = spanOf(chosen);
   for (const button of zooms) button.setAttribute("aria-pressed", String(button === chosen));
   schedule();
 }
 
 for (const button of zooms) button.onclick = () => zoom(button);
 new ResizeObserver(schedule).observe(chart);
-matchMedia("(prefers-color-scheme: dark)").onchange = schedule;
+for (const look of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) {
+  matchMedia(look).onchange = schedule;
+}
 
 addEventListener("offline", schedule);
 addEventListener("online", () => phase !== "open" && connect());

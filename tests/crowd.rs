@@ -22,9 +22,9 @@ fn no_number_of_connections_aborts_it() {
     let source = Source::start();
     let mut server = Server::start(&source, &["--interval", "1s"]);
     let most = server.metric("btc_ticker_clients_max") as usize;
-    let body = "GET /stream HTTP/1.1\r\nContent-Length: 5000\r\n\r\n";
+    let body = "GET /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n";
     for (wave, size, request) in [
-        ("streams", size, "GET /stream HTTP/1.1\r\n\r\n"),
+        ("streams", size, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"),
         ("bodies that do not come", size / 4, body),
     ] {
         let mut crowd = Vec::new();
@@ -52,7 +52,7 @@ fn no_number_of_connections_aborts_it() {
         let served = server.child.try_wait().unwrap().is_none() && {
             let mut connection = server.connect();
             connection.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
-            connection.write_all(b"GET /price HTTP/1.1\r\n\r\n").is_ok()
+            connection.write_all(b"GET /price HTTP/1.1\r\nHost: x\r\n\r\n").is_ok()
                 && common::Answer::read(&mut std::io::BufReader::new(connection), true).is_some()
         };
         served && server.metric("btc_ticker_clients") == 0.0

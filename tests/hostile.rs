@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Answer, Event, Server, Source, Stream, eventually};
+use common::{Answer, Event, Say, Server, Source, Stream, eventually};
 use nix::sys::signal::Signal;
 
 /// A stream that is read all the time on a thread of its own, so that it never falls behind.
@@ -131,7 +131,8 @@ fn limit(server: &Server, limit: &str) {
 fn without_descriptors_nobody_is_lost_and_accepting_goes_on() {
     const TIMES: usize = 200;
     let source = Source::start();
-    let server = Server::start(&source, &[]);
+    // Patient, because a fetch that times out closes a descriptor.
+    let server = Server::start(&source, &["--interval", "1s"]);
     let witness = Witness::of(&server);
     let mut line = Line::to(&server);
     line.metric("btc_ticker_accept_errors_total");
@@ -143,10 +144,12 @@ fn without_descriptors_nobody_is_lost_and_accepting_goes_on() {
         limit(&server, &format!("--nofile={descriptors}:20000"));
         let before = line.metric("btc_ticker_accept_errors_total");
         // Linux takes the descriptor first and then waits for a connection: so there is one more.
-        let both = crowd(&server, 2, b"GET /price HTTP/1.1\r\nConnection: close\r\n\r\n");
+        // A third one for a fetch that timed out just now.
+        let waiting =
+            crowd(&server, 3, b"GET /price HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         eventually("accept fails", || line.metric("btc_ticker_accept_errors_total") > before);
         limit(&server, "--nofile=20000:20000");
-        both.into_iter().for_each(|waiting| assert_eq!(last_answer(waiting).status, 200));
+        waiting.into_iter().for_each(|one| assert_eq!(last_answer(one).status, 200));
     }
     eventually("no thread is left", || server.threads() <= threads);
     eventually("no descriptor is left", || server.descriptors() <= descriptors);
@@ -170,7 +173,7 @@ fn without_threads_a_newcomer_is_told() {
     let mut inside = Vec::new();
     let refused = loop {
         let mut connection = server.connect();
-        connection.write_all(b"GET /stream HTTP/1.1\r\n\r\n").unwrap();
+        connection.write_all(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         let mut reader = BufReader::new(connection);
         let answer = Answer::read(&mut reader, true).expect("an answer");
         if answer.status != 200 {
@@ -186,6 +189,101 @@ fn without_threads_a_newcomer_is_told() {
     assert!(is_served(&server));
     eventually("it is in the log", || server.log().contains("no thread for a connection"));
     witness.missed_nothing(server);
+}
+
+/// A user of this machine who has nothing else here.
+const NOBODY_ELSE: &str = "54321";
+
+#[test]
+fn a_source_that_cannot_be_asked_for_want_of_a_thread_is_a_source_that_fails() {
+    // A limit of threads is none for root, so this takes another user. It needs to read the program.
+    let program = std::env::temp_dir().join(format!("btc-ticker-{}", std::process::id()));
+    std::fs::copy(env!("CARGO_BIN_EXE_btc-ticker"), &program).unwrap();
+    let become_user = ["--reuid", NOBODY_ELSE, "--clear-groups"];
+    let mut setpriv = Command::new("setpriv");
+    if !setpriv.args(become_user).arg("true").status().is_ok_and(|status| status.success()) {
+        return common::skipped(
+            "a source without a thread was not tested: it takes setpriv, as root",
+        );
+    }
+    let source = Source::start();
+    // Each fetch is on a new connection, for which a name is looked up, by a thread.
+    let price = |price: u64| {
+        Say::Status(200, "Connection: close\r\n".into(), format!("{{\"price\":{price}}}"))
+    };
+    source.say(price(1));
+    let line = format!(
+        "ulimit -u 100 && exec setpriv --reuid {NOBODY_ELSE} --clear-groups {} \"$@\"",
+        program.display()
+    );
+    let server = Server::start_by_shell(&line, &source, &["--interval", "50ms"]);
+    let mut stream = server.stream("/stream");
+    stream.update();
+    let mut line = Line::to(&server);
+    line.get("/price");
+    // Somebody takes all the threads that this user may have.
+    let mut others = Command::new("bash");
+    let crowd = "for i in $(seq 200); do sleep 1000 & done; wait";
+    let mut others = others
+        .args([
+            "-c",
+            &format!("exec setpriv --reuid {NOBODY_ELSE} --clear-groups bash -c '{crowd}'"),
+        ])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let failed = "btc_ticker_fetches_total{outcome=\"connection failed\"}";
+    eventually("there is no thread", || line.metric(failed) >= 2.0);
+    assert_eq!(line.get("/price").json()["price"], 1.0);
+    let _ = Command::new("pkill").args(["-KILL", "-U", NOBODY_ELSE, "sleep|bash"]).status();
+    let _ = others.wait();
+    source.say(price(2));
+    eventually("it is asked again", || stream.update().price() == 2.0);
+    let _ = std::fs::remove_file(program);
+}
+
+#[test]
+fn a_demo_that_accepts_no_more_is_a_source_that_fails() {
+    let mut command = Server::command();
+    let demo = ["--source", "demo", "--listen", "127.0.0.1:0", "--interval", "100ms"];
+    let server = Server::run(command.args(demo));
+    server.stream("/stream").update();
+    let mut line = Line::to(&server);
+    line.get("/price");
+    let ports = listening_ports(&server);
+    let port = ports.iter().find(|port| **port != server.address.port()).unwrap();
+    // No descriptor is left for whoever connects to it.
+    limit(&server, &format!("--nofile={}:20000", server.descriptors()));
+    let waiting: Vec<_> =
+        (0..3).map(|_| TcpStream::connect(("127.0.0.1", *port)).unwrap()).collect();
+    let is_closed = || TcpStream::connect(("127.0.0.1", *port)).is_err();
+    eventually("it accepts no more", is_closed);
+    drop(waiting);
+    limit(&server, "--nofile=20000:20000");
+    // The connection that the poller has may go on; the service does, and ends as ever.
+    line.get("/price");
+    server.stream("/stream").event();
+    let (status, log) = server.stop(Signal::SIGTERM);
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("asked by a signal"), "{log}");
+}
+
+/// The ports on which a server listens, as Linux has it.
+fn listening_ports(server: &Server) -> Vec<u16> {
+    let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", server.pid())).unwrap();
+    let folder = format!("/proc/{}/fd", server.pid());
+    let descriptors = std::fs::read_dir(folder).unwrap().flatten();
+    let own: Vec<_> = descriptors.filter_map(|it| std::fs::read_link(it.path()).ok()).collect();
+    let mut ports = Vec::new();
+    for line in table.lines().skip(1) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let socket = format!("socket:[{}]", words[9]);
+        if words[3] == "0A" && own.iter().any(|link| link.as_os_str() == socket.as_str()) {
+            let (_, port) = words[1].split_once(':').unwrap();
+            ports.push(u16::from_str_radix(port, 16).unwrap());
+        }
+    }
+    ports
 }
 
 #[test]
@@ -235,7 +333,7 @@ fn too_many_connections_are_told_at_once_and_hold_nobody_up() {
     eventually("nobody else is here", || line.metric("btc_ticker_connections") == 2.0);
     let silent = crowd(&server, most - 2, b"");
     eventually("all are in", || line.metric("btc_ticker_connections") == most as f64);
-    let refused: Vec<TcpStream> = crowd(&server, 200, b"GET /price HTTP/1.1\r\n\r\n");
+    let refused: Vec<TcpStream> = crowd(&server, 200, b"GET /price HTTP/1.1\r\nHost: x\r\n\r\n");
     for connection in refused {
         let mut answer = Vec::new();
         // What a client sends after it was turned away may reset it; the answer came before.
@@ -263,7 +361,7 @@ fn a_service_full_of_the_gone_takes_newcomers() {
         let mut newcomers = Vec::new();
         eventually("all places are taken again", || {
             let mut connection = server.connect();
-            connection.write_all(b"GET /stream?since=0 HTTP/1.1\r\n\r\n").unwrap();
+            connection.write_all(b"GET /stream?since=0 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
             let mut reader = BufReader::new(connection);
             if Answer::read(&mut reader, false).is_some_and(|answer| answer.status == 200) {
                 newcomers.push(reader);
@@ -282,7 +380,7 @@ fn a_half_closed_client_is_not_gone() {
     let source = Source::start();
     let server = Server::start(&source, &["--max-clients", "2", "--heartbeat", "50ms"]);
     let connection = server.connect();
-    (&connection).write_all(b"GET /stream HTTP/1.1\r\n\r\n").unwrap();
+    (&connection).write_all(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     connection.shutdown(Shutdown::Write).unwrap();
     let mut half = Stream::receive(connection);
     let _other = server.stream("/stream");
@@ -291,7 +389,7 @@ fn a_half_closed_client_is_not_gone() {
     }
     half.updates(30);
     let connection = server.connect();
-    (&connection).write_all(b"GET /price HTTP/1.1\r\n\r\n").unwrap();
+    (&connection).write_all(b"GET /price HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     connection.shutdown(Shutdown::Write).unwrap();
     let mut reader = BufReader::new(connection);
     assert_eq!(Answer::read(&mut reader, true).unwrap().status, 200);
@@ -321,7 +419,9 @@ fn a_connection_is_one_thread_and_one_descriptor_from_its_first_byte() {
     };
     let mut connections = crowd(&server, SIZE, b"");
     all("they have said nothing");
-    connections.iter_mut().for_each(|c| c.write_all(b"GET /stream HTTP/1.1\r\n").unwrap());
+    connections
+        .iter_mut()
+        .for_each(|c| c.write_all(b"GET /stream HTTP/1.1\r\nHost: x\r\n").unwrap());
     all("they are about to ask");
     connections.iter_mut().for_each(|c| c.write_all(b"\r\n").unwrap());
     let streams: Vec<Stream> = connections.into_iter().map(Stream::receive).collect();
@@ -342,7 +442,7 @@ fn a_burst_is_answered() {
         let connection = TcpStream::connect_timeout(&server.address, second);
         let mut connection = connection.expect("a place in the listen backlog");
         connection.set_read_timeout(Some(common::PATIENCE)).unwrap();
-        connection.write_all(b"GET /stream HTTP/1.1\r\n\r\n").unwrap();
+        connection.write_all(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         connection
     };
     let crowd: Vec<TcpStream> = (0..1_000).map(|_| connect()).collect();
@@ -362,12 +462,24 @@ fn requests_follow_each_other_as_their_version_has_it() {
     server.stream("/stream").update();
     // (what is sent at once, how many answers it gets, whether the connection then goes on)
     for (requests, answers, goes_on) in [
-        ("GET /price HTTP/1.1\r\n\r\n", 1, true),
-        ("GET /price HTTP/1.1\r\n\r\nHEAD / HTTP/1.1\r\n\r\n\r\nGET /x HTTP/1.1\n\n", 3, true),
+        ("GET /price HTTP/1.1\r\nHost: x\r\n\r\n", 1, true),
+        (
+            "GET /price HTTP/1.1\r\nHost: x\r\n\r\nHEAD / HTTP/1.1\r\nHost: x\r\n\r\n\r\nGET /x HTTP/1.1\nHost: x\n\n",
+            3,
+            true,
+        ),
         ("GET /price HTTP/1.0\r\n\r\n", 1, false),
         ("GET /price HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 1, true),
-        ("GET /price HTTP/1.1\r\nConnection: close\r\n\r\nGET /price HTTP/1.1\r\n\r\n", 1, false),
-        ("GET /price HTTP/1.1\r\n\r\nGET / HTTP/3.0\r\n\r\nGET /price HTTP/1.1\r\n\r\n", 2, false),
+        (
+            "GET /price HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET /price HTTP/1.1\r\nHost: x\r\n\r\n",
+            1,
+            false,
+        ),
+        (
+            "GET /price HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/3.0\r\n\r\nGET /price HTTP/1.1\r\nHost: x\r\n\r\n",
+            2,
+            false,
+        ),
     ] {
         let mut connection = server.connect();
         connection.write_all(requests.as_bytes()).unwrap();
@@ -380,13 +492,13 @@ fn requests_follow_each_other_as_their_version_has_it() {
         let word = if goes_on { "keep-alive" } else { "close" };
         assert_eq!(last.unwrap().header("Connection"), Some(word), "{requests:?}");
         if goes_on {
-            reader.get_mut().write_all(b"GET /healthz HTTP/1.1\r\n\r\n").unwrap();
+            reader.get_mut().write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
             assert_eq!(Answer::read(&mut reader, true).unwrap().status, 200, "{requests:?}");
         } else {
             assert_eq!(reader.read(&mut [0]).expect("an end"), 0, "{requests:?}");
         }
     }
-    let many = "GET /price HTTP/1.1\r\n\r\n".repeat(10_000);
+    let many = "GET /price HTTP/1.1\r\nHost: x\r\n\r\n".repeat(10_000);
     let connection = server.connect();
     let mut writer = connection.try_clone().unwrap();
     let sent = thread::spawn(move || writer.write_all(many.as_bytes()));
@@ -406,7 +518,7 @@ fn every_odd_request_has_its_answer() {
     let get =
         |headers: &str| format!("GET /price HTTP/1.1\r\nHost: x\r\n{headers}\r\n").into_bytes();
     let length = |value: &str| get(&format!("Content-Length: {value}\r\n"));
-    let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunked = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
     let requests: Vec<(u16, Vec<u8>)> = vec![
         (413, length("9000000000000000000")),
         (413, length("18446744073709551615")),
@@ -415,24 +527,79 @@ fn every_odd_request_has_its_answer() {
         (200, length("0")),
         (400, length("-5")),
         (400, length("x")),
-        (413, get("Content-Length: 5\r\nContent-Length: 9000000000000000000\r\n")),
+        (413, get("Content-Length: 5\r\nContent-Length: 5\r\n")),
+        (400, get("Content-Length: 5\r\nContent-Length: 9000000000000000000\r\n")),
+        (400, get("Content-Length: 5, 5\r\n")),
+        (400, get("Content-Length: +5\r\n")),
+        (400, get("Content-Length: 0x5\r\n")),
+        (400, get("Content-Length : 5\r\n")),
         (413, get("Content-Length: 9000000000000000000\r\nExpect: 100-continue\r\n")),
         (413, get("Expect: 100-continue\r\nContent-Length: 500000\r\n")),
         (200, get("Expect: a miracle\r\n")),
         (200, get("Connection: upgrade\r\nUpgrade: websocket\r\n")),
-        (200, b"GET /stream HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n".to_vec()),
+        (
+            200,
+            b"GET /stream HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+                .to_vec(),
+        ),
         (413, format!("{chunked}5\r\nhello\r\n0\r\n\r\n").into_bytes()),
         (413, format!("{chunked}FFFFFFFFFFFFFFFF\r\nx").into_bytes()),
         (413, format!("{chunked}-1\r\nzz\r\n").into_bytes()),
         (413, format!("{chunked}{}", "1\r\nx\r\n".repeat(50_000)).into_bytes()),
-        (413, get("Transfer-Encoding: gzip\r\nContent-Length: 12\r\n")),
+        (400, get("Transfer-Encoding: gzip\r\nContent-Length: 12\r\n")),
+        (400, get("Transfer-Encoding: chunked\r\nContent-Length: 12\r\n")),
+        (400, get("Transfer-Encoding: chunked, identity\r\n")),
+        (400, get("Transfer-Encoding: xchunked\r\n")),
+        (400, get("Transfer-Encoding : chunked\r\n")),
+        (400, b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_vec()),
+        (413, get("Transfer-Encoding: gzip, chunked\r\n")),
+        (200, get("Connection: x-closed\r\n")),
+        (400, b"GET /price HTTP/1.1\r\n\r\n".to_vec()),
+        (400, b"GET /price HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n".to_vec()),
+        (400, b"GET /price HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_vec()),
+        (400, b"GET /price HTTP/1.1\r\nHost:\r\n\r\n".to_vec()),
+        (400, b"GET /price HTTP/1.1\r\nHost: u@a\r\n\r\n".to_vec()),
+        (400, b"GET /price HTTP/1.1\r\nHost: a/b\r\n\r\n".to_vec()),
+        (400, b"GET /price HTTP/1.1\r\nHost: a, b\r\n\r\n".to_vec()),
+        (200, b"GET /price HTTP/1.1\r\nHost: a:80\r\n\r\n".to_vec()),
+        (200, b"GET /price HTTP/1.1\r\nHost: [::1]:80\r\n\r\n".to_vec()),
+        (200, b"GET /price HTTP/1.0\r\n\r\n".to_vec()),
+        (400, b" GET /price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET  /price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET /price  HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET\t/price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET /price HTTP/1.1\r\n Host: x\r\n\r\n".to_vec()),
+        (400, b"GET /price HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n".to_vec()),
+        (400, get("X: a\r\n folded\r\n")),
+        (400, get("X: a\rb\r\n")),
+        (400, get("X: a\0b\r\n")),
+        (400, get("X Y: a\r\n")),
+        (400, get("X\r\n")),
+        (400, get(": a\r\n")),
+        (400, get("X[: a\r\n")),
+        (200, get("X:\r\n")),
+        (400, b"GET /price http/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET /price foo HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET /price HTTP/1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET /price HTTP/1.1 \r\nHost: x\r\n\r\n".to_vec()),
+        (505, b"GET /price HTTP/1.2\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET ftp://x/price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (200, b"GET HTTPS://x/price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (204, b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (405, b"get /price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (405, b"TRACE /price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
         (413, b"POST /nowhere HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc".to_vec()),
-        (200, b"GET /stream HTTP/1.1\r\n\r\nGET /price HTTP/1.1\r\n\r\n".to_vec()),
-        (200, b"GET /stream HTTP/1.1\r\n\r\n".repeat(100)),
-        (400, b"\x00\x01\x02\x1b[31m / HTTP/1.1\r\n\r\n".to_vec()),
-        (400, b"GET /\x07\x08?since=\x0b HTTP/1.1\r\nX: \x01\x02\r\n\r\n".to_vec()),
-        (400, "GET /€?since=€ HTTP/1.1\r\nHöst: ü\r\n\r\n".into()),
-        (400, b"GET /stream?since=\xff\xfe HTTP/1.1\r\n\r\n".to_vec()),
+        (
+            200,
+            b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\nGET /price HTTP/1.1\r\nHost: x\r\n\r\n"
+                .to_vec(),
+        ),
+        (200, b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100)),
+        (400, b"\x00\x01\x02\x1b[31m / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET /\x07\x08?since=\x0b HTTP/1.1\r\nHost: x\r\nX: \x01\x02\r\n\r\n".to_vec()),
+        (400, "GET /€?since=€ HTTP/1.1\r\nHost: x\r\nHöst: ü\r\n\r\n".into()),
+        (400, b"GET /stream?since=\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
         (400, get("Host: \u{202e}\r\nno colon here\r\n")),
         (505, b"GET / HTTP/0.9\r\n\r\n".to_vec()),
         (505, b"GET / HTTP/2.0\r\n\r\n".to_vec()),
@@ -440,16 +607,31 @@ fn every_odd_request_has_its_answer() {
         (505, b"GET / HTTP/9.9\r\n\r\n".to_vec()),
         (400, b"GET\r\n\r\n".to_vec()),
         (400, b"GET /stream\r\n\r\n".to_vec()),
-        (200, b"\r\n\r\n\r\nGET /price HTTP/1.1\r\n\r\n".to_vec()),
+        (200, b"\r\n\r\n\r\nGET /price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
         (431, b"\n".repeat(100_000)),
-        (200, b"GET http://x/price HTTP/1.1\r\n\r\n".to_vec()),
-        (404, b"CONNECT x:80 HTTP/1.1\r\n\r\n".to_vec()),
-        (404, b"GET * HTTP/1.1\r\n\r\n".to_vec()),
-        (405, b"BREW /price HTTP/1.1\r\n\r\n".to_vec()),
-        (431, format!("GET /stream?{} HTTP/1.1\r\n\r\n", "a=b&".repeat(250_000)).into_bytes()),
-        (431, format!("GET /?since={} HTTP/1.1\r\n\r\n", "9".repeat(1_000_000)).into_bytes()),
-        (400, format!("GET /stream?since=-{} HTTP/1.1\r\n\r\n", "0".repeat(1_000)).into()),
-        (431, format!("GET / HTTP/1.1\r\nLast-Event-ID: {}\r\n\r\n", "9".repeat(9_000)).into()),
+        (200, b"GET http://x/price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (400, b"GET * HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (405, b"BREW /price HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        (
+            431,
+            format!("GET /stream?{} HTTP/1.1\r\nHost: x\r\n\r\n", "a=b&".repeat(250_000))
+                .into_bytes(),
+        ),
+        (
+            431,
+            format!("GET /?since={} HTTP/1.1\r\nHost: x\r\n\r\n", "9".repeat(1_000_000))
+                .into_bytes(),
+        ),
+        (
+            400,
+            format!("GET /stream?since=-{} HTTP/1.1\r\nHost: x\r\n\r\n", "0".repeat(1_000)).into(),
+        ),
+        (
+            431,
+            format!("GET / HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {}\r\n\r\n", "9".repeat(9_000))
+                .into(),
+        ),
         (431, get(&"X: y\r\n".repeat(64))),
         (200, get(&"X: y\r\n".repeat(63))),
         (431, get(&"X: y\r\n".repeat(20_000))),
@@ -488,7 +670,7 @@ fn an_endless_header_takes_no_memory() {
     let server = Server::start(&source, &[]);
     let rest = Rest::of(&server);
     let before = server.resident();
-    let mut connections = crowd(&server, 20, b"GET / HTTP/1.1\r\nX: ");
+    let mut connections = crowd(&server, 20, b"GET / HTTP/1.1\r\nHost: x\r\nX: ");
     // They go on until they are told, and beyond.
     let mut sent = 0;
     for connection in &mut connections {
@@ -499,7 +681,8 @@ fn an_endless_header_takes_no_memory() {
     let grown = server.resident().saturating_sub(before);
     assert!(grown < 4 * 1024, "{grown} KB for {} MB that were sent", sent / MEGABYTE);
     drop(connections);
-    let answer = server.ask(&format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9_000)));
+    let answer =
+        server.ask(&format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(9_000)));
     assert_eq!(answer.status, 431);
     assert!(answer.error().contains("8 KiB"));
     rest.comes_back(&server);
@@ -513,8 +696,8 @@ fn silence_and_trickles_are_bounded_and_keep_nobody_out() {
     let rest = Rest::of(&server);
     let silent = crowd(&server, 100, b"");
     let begun = crowd(&server, 100, b"GET /price HTTP/1.1\r\nHost: x\r\n");
-    let answered = crowd(&server, 100, b"GET /price HTTP/1.1\r\n\r\n");
-    let trickles = crowd(&server, 100, b"GET /price HTTP/1.1\r\nX: ");
+    let answered = crowd(&server, 100, b"GET /price HTTP/1.1\r\nHost: x\r\n\r\n");
+    let trickles = crowd(&server, 100, b"GET /price HTTP/1.1\r\nHost: x\r\nX: ");
     assert!(is_served(&server), "400 slow connections keep a newcomer out");
     // A byte now and then is no reason to wait for longer.
     let trickling: Vec<TcpStream> = trickles.iter().map(|c| c.try_clone().unwrap()).collect();
@@ -554,8 +737,9 @@ fn two_hundred_of_each_attack_leave_nothing_behind() {
     let server = Server::start(&source, &[]);
     let witness = Witness::of(&server);
     let rest = Rest::of(&server);
-    let exabytes = b"POST /price HTTP/1.1\r\nContent-Length: 9000000000000000000\r\n\r\nx".to_vec();
-    let megabyte = b"POST /price HTTP/1.1\r\nContent-Length: 1048576\r\n\r\n".to_vec();
+    let exabytes =
+        b"POST /price HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000000000000000\r\n\r\nx".to_vec();
+    let megabyte = b"POST /price HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n".to_vec();
     let megabyte = [megabyte, vec![b'x'; 1024 * 1024]].concat();
     let before = server.resident();
     for (request, status) in [
@@ -611,8 +795,11 @@ fn what_is_sent_behind_a_stream_is_neither_answered_nor_kept() {
     let server = Server::start(&source, &[]);
     let witness = Witness::of(&server);
     let before = server.resident();
-    let mut connections =
-        crowd(&server, 20, b"GET /stream HTTP/1.1\r\n\r\nGET /price HTTP/1.1\r\n\r\n");
+    let mut connections = crowd(
+        &server,
+        20,
+        b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\nGET /price HTTP/1.1\r\nHost: x\r\n\r\n",
+    );
     let mut sent = 0;
     for connection in &mut connections {
         connection.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -636,7 +823,7 @@ fn idle_connections_do_not_hold_up_the_end() {
     let server = Server::start(&source, &[]);
     let witness = Witness::of(&server);
     let mut idle = crowd(&server, 100, b"");
-    idle.extend(crowd(&server, 100, b"GET /price HTTP/1.1\r\n\r\n"));
+    idle.extend(crowd(&server, 100, b"GET /price HTTP/1.1\r\nHost: x\r\n\r\n"));
     idle.extend(crowd(&server, 100, b"GET /pri"));
     eventually("all are in", || server.metric("btc_ticker_connections") >= 301.0);
     let (status, log) = server.stop(Signal::SIGTERM);
@@ -821,7 +1008,7 @@ fn a_peer_whose_network_is_gone_is_noticed() {
     curl.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     // The cable is cut, so nothing tells the server: no FIN, no reset.
     host.cut();
-    let let_go = "btc_ticker_clients_let_go_total{reason=\"stuck\"}";
+    let let_go = "btc_ticker_streams_ended_total{reason=\"stuck\"}";
     common::eventually_within(3 * common::PATIENCE, "it is let go", || {
         server.metric(let_go) == 1.0
     });
@@ -838,8 +1025,8 @@ fn a_stuck_reader_is_let_go() {
     let witness = Witness::of(&server);
     // It never reads, so before long its buffers are full.
     let mut stuck = common::narrow(&server);
-    stuck.write_all(b"GET /stream HTTP/1.1\r\n\r\n").unwrap();
-    let let_go = "btc_ticker_clients_let_go_total{reason=\"stuck\"}";
+    stuck.write_all(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let let_go = "btc_ticker_streams_ended_total{reason=\"stuck\"}";
     eventually("it is in", || server.metric("btc_ticker_clients") == 2.0);
     common::eventually_within(3 * common::PATIENCE, "it is let go", || {
         server.metric(let_go) == 1.0

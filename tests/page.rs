@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use btc_ticker::system::unix_millis;
-use common::{PATIENCE, Say, Server, Source, eventually, folder};
+use common::{PATIENCE, Say, Server, Source, eventually, folder, journal_header};
 
 /// One browser at a time: they are heavy, and a starved one tells nothing about the page.
 static TURN: Mutex<()> = Mutex::new(());
@@ -35,16 +35,10 @@ impl Browser {
     /// `None` where there is no Chromium and none is demanded.
     fn start() -> Option<Browser> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let driver = Command::new("chromedriver").arg("--port=0").stdout(Stdio::piped()).spawn();
-        let mut driver = match driver {
-            Ok(driver) => driver,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return skip("there is no chromedriver");
-            }
-            Err(error) => panic!("chromedriver does not start: {error}"),
+        let (driver, output, port) = match start_driver() {
+            Err(error) if error.kind() == ErrorKind::NotFound => return skip(),
+            driver => driver.expect("chromedriver starts"),
         };
-        let mut output = BufReader::new(driver.stdout.take().unwrap());
-        let port = announced_port(&mut output);
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(60)))
@@ -76,9 +70,11 @@ impl Browser {
             Ok(session) => {
                 let id = session["sessionId"].as_str().expect("a session has an id");
                 browser.session = format!("{}/{id}", browser.session);
+                // Whatever the machine speaks.
+                browser.speak("en-US");
                 Some(browser)
             }
-            Err(problem) if problem.contains("cannot find") => skip(&problem),
+            Err(problem) if problem.contains("cannot find") => skip(),
             Err(problem) => panic!("Chromium does not start: {problem}"),
         }
     }
@@ -138,6 +134,37 @@ impl Browser {
         self.post("/goog/cdp/execute", json!({"cmd": command, "params": parameters}))
     }
 
+    /// The language in which pages that are opened from now on write numbers and times.
+    fn speak(&self, locale: &str) {
+        self.devtools("Emulation.setLocaleOverride", json!({"locale": locale}));
+    }
+
+    /// A window of this size, and of a phone where it has twice the pixels.
+    fn resize(&self, width: u32, height: u32, density: u32) {
+        let size = json!({"width": width, "height": height, "deviceScaleFactor": density, "mobile": density > 1});
+        self.devtools("Emulation.setDeviceMetricsOverride", size);
+        self.until(&format!("innerWidth === {width} && innerHeight === {height}"));
+    }
+
+    /// `light` or `dark`, and whether the reader has colours of their own.
+    fn dress(&self, theme: &str, forced: bool) {
+        let forced = if forced { "active" } else { "none" };
+        let features = json!([
+            {"name": "prefers-color-scheme", "value": theme},
+            {"name": "forced-colors", "value": forced},
+        ]);
+        self.devtools("Emulation.setEmulatedMedia", json!({"features": features}));
+    }
+
+    /// Waits until an element says this.
+    fn until_says(&self, selector: &str, text: &str) {
+        self.until(&format!("document.querySelector('{selector}').textContent === '{text}'"));
+    }
+
+    fn has_banner(&self) -> bool {
+        self.eval("document.querySelector('.made-up').checkVisibility()") == true
+    }
+
     fn screenshot(&self, name: &str) {
         let shot = self.devtools("Page.captureScreenshot", json!({"format": "png"}));
         let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("page-{name}.png"));
@@ -181,20 +208,32 @@ impl Drop for Browser {
     }
 }
 
-fn skip(reason: &str) -> Option<Browser> {
-    let line = format!(
-        "the page was not tested in a browser: {reason} (on Debian: chromium chromium-driver)"
+fn skip() -> Option<Browser> {
+    common::skipped(
+        "the page was not tested, for there is no browser: apt-get install chromium chromium-driver",
     );
-    common::skipped(&line);
     None
 }
 
-fn announced_port(output: &mut impl BufRead) -> u16 {
+/// Starts chromedriver, and returns the port on which it listens. The free port that it finds for one
+/// kind of addresses may be taken for the other; then it ends, and another one has more luck.
+fn start_driver() -> io::Result<(Child, BufReader<ChildStdout>, u16)> {
+    for _ in 0..10 {
+        let mut command = Command::new("chromedriver");
+        let mut driver = command.arg("--port=0").stdout(Stdio::piped()).spawn()?;
+        let mut output = BufReader::new(driver.stdout.take().unwrap());
+        if let Some(port) = announced_port(&mut output) {
+            return Ok((driver, output, port));
+        }
+        driver.wait()?;
+    }
+    Err(io::Error::other("it has ended ten times"))
+}
+
+fn announced_port(output: &mut impl BufRead) -> Option<u16> {
     let mut lines = output.lines().map(Result::unwrap);
-    let line = lines
-        .find(|line| line.contains("started successfully on port"))
-        .expect("a driver that starts");
-    line.trim_end_matches('.').rsplit(' ').next().unwrap().parse().unwrap()
+    let line = lines.find(|line| line.contains("started successfully on port"))?;
+    line.trim_end_matches('.').rsplit(' ').next()?.parse().ok()
 }
 
 fn from_base64(text: &str) -> Vec<u8> {
@@ -309,7 +348,7 @@ fn pass(mut client: TcpStream, server: SocketAddr, state: &mut GateState) {
 fn copy(from: &TcpStream, to: &TcpStream) {
     let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
     thread::spawn(move || {
-        let _ = std::io::copy(&mut from, &mut to);
+        let _ = io::copy(&mut from, &mut to);
         let _ = to.shutdown(Shutdown::Both);
     });
 }
@@ -321,22 +360,103 @@ fn price_and_chart_appear() {
     };
     let source = Source::start();
     source.say(Say::Nothing);
+    // Its patience is long enough for a browser that is slow.
+    let silent = Server::start(&source, &["--interval", "60s"]);
+    browser.open(&silent.url("/"));
+    browser.until("ticker.state === 'waiting'");
+    browser.until_says("#state-word", "No price yet");
+    browser.until_says("#updated", "Waiting for the first price");
+
     let server = Server::start(&source, &[]);
     browser.open(&server.url("/"));
-    browser.until("ticker.state === 'waiting'");
-    browser.until("document.querySelector('#state').textContent.includes('No price yet')");
-
     source.say(Say::Body(r#"{"price":97123.45}"#.into()));
     browser.until("ticker.state === 'live' && ticker.points.length > 9");
-    browser.until("document.querySelector('#price').textContent === '$97,123.45'");
+    browser.until_says("#price", "$97,123.45");
     browser.until("document.title === '$97,123.45 BTC/USD'");
-    browser.until("document.querySelector('#announcement').textContent === 'Live, $97,123.45'");
+    browser.until("/^Updated \\d+:\\d\\d:\\d\\d\\s[AP]M, \\d s ago$/.test(document.querySelector('#updated').textContent)");
+    browser.until_says("#announcement", "Live, $97,123.45");
     assert!(is_drawn(&browser));
-    assert_eq!(
-        browser.eval("getComputedStyle(document.querySelector('.made-up')).display"),
-        "none"
-    );
+    assert!(!browser.has_banner());
+    assert_eq!(offered(&browser), ["All"], "a minute has no five");
     browser.assert_no_complaints();
+}
+
+/// The zooms that a reader can choose.
+fn offered(browser: &Browser) -> Vec<String> {
+    let buttons = "[...document.querySelectorAll('.zoom button')]";
+    let texts = browser.eval(&format!(
+        "{buttons}.filter((button) => button.checkVisibility()).map((button) => button.textContent)"
+    ));
+    texts.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn numbers_and_times_are_written_as_the_reader_writes_them() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    source.say(Say::Body(r#"{"price":97123.45}"#.into()));
+    let server = Server::start(&source, &[]);
+    browser.speak("de-DE");
+    browser.open(&server.url("/"));
+    browser.until("ticker.state === 'live' && ticker.points.length > 9");
+    browser.until_says("#price", "97.123,45\u{a0}$");
+    browser.until("document.title === '97.123,45\u{a0}$ BTC/USD'");
+    browser.until("/^Updated \\d+:\\d\\d:\\d\\d, \\d s ago$/.test(document.querySelector('#updated').textContent)");
+    browser.until("ticker.axis.prices.length > 1");
+    let labels = browser.eval("ticker.axis.prices.map(({ label }) => label)");
+    for label in labels.as_array().unwrap() {
+        assert!(label.as_str().unwrap().starts_with("97.1"), "{labels}");
+    }
+    browser.assert_no_complaints();
+}
+
+#[test]
+fn a_change_has_its_sign_its_digits_and_a_colour_only_if_there_is_one() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    let price = |price: &str| source.say(Say::Body(format!(r#"{{"price":{price}}}"#)));
+    price("97000");
+    let server = Server::start(&source, &[]);
+    browser.open(&server.url("/"));
+    browser.until_says("#change-amount", "±0.00 (0.00%)");
+    for (now, change, direction) in [
+        ("97002.59", "▲ +2.59 (+0.0027%)", "up"),
+        ("96997.41", "▼ −2.59 (−0.0027%)", "down"),
+        ("98000", "▲ +1,000.00 (+1.03%)", "up"),
+        ("97000.004", "±0.00 (0.00%)", "none"),
+    ] {
+        price(now);
+        browser.until_says("#change-amount", change);
+        assert_eq!(browser.eval("document.querySelector('#change').dataset.direction"), direction);
+    }
+    let colour = |selector: &str| {
+        browser.eval(&format!("getComputedStyle(document.querySelector('{selector}')).color"))
+    };
+    assert_eq!(colour("#change"), colour("body"));
+    // The latest price is at a label, and yet hides none.
+    browser.until("ticker.axis.prices.some(({ label }) => label === '97,000')");
+    assert_axis_is_clear(&browser);
+    browser.assert_no_complaints();
+}
+
+/// Looks at the axes for some frames: every price and time is there to be read.
+fn assert_axis_is_clear(browser: &Browser) {
+    let script = "const done = arguments[0];
+        let frames = 0;
+        const look = () => {
+            const { em, tag, prices, times } = ticker.axis;
+            const covered = prices.filter(({ y }) => Math.abs(y - tag) < 1.25 * em);
+            const cut = times.filter(({ from }, i) => from < (i ? times[i - 1].to : 0));
+            if (covered.length || cut.length || frames++ > 20) done({ tag, covered, cut });
+            else requestAnimationFrame(look);
+        };
+        look();";
+    let found = browser.post("/execute/async", json!({"script": script, "args": []}));
+    assert_eq!((&found["covered"], &found["cut"]), (&json!([]), &json!([])), "{found}");
 }
 
 /// Whether the canvas shows the line of the price, in its colour, from side to side. (A copy of it
@@ -374,9 +494,12 @@ fn a_stale_source_shows_and_its_recovery_too() {
     source.say(Say::Status(401, String::new(), "{}".into()));
     browser.until("ticker.state === 'stale'");
     browser.until(
-        "/^Stale no update since .*: HTTP 401$/.test(document.querySelector('#state').textContent)",
+        "/^No new price since .*: HTTP 401$/.test(document.querySelector('#updated').textContent)",
     );
-    browser.until("document.title.endsWith('(stale)')");
+    browser.until_says("#state-word", "No new prices");
+    browser.until("document.title.endsWith('(no new prices)')");
+    let style = |selector: &str| format!("getComputedStyle(document.querySelector('{selector}'))");
+    browser.until(&format!("{}.color === {}.color", style("#updated"), style("#state-word")));
     // Whoever comes now is told as well.
     browser.open(&server.url("/"));
     browser.until("ticker.state === 'stale' && ticker.points.length > 0");
@@ -384,8 +507,121 @@ fn a_stale_source_shows_and_its_recovery_too() {
     source.say(Say::Prices);
     browser.until("ticker.state === 'live'");
     browser.until("ticker.points.some((point) => point.broken)");
-    browser.until("document.querySelector('#breaks').offsetWidth > 0");
+    browser.until("document.querySelector('#holes').checkVisibility()");
     browser.assert_no_complaints();
+}
+
+#[test]
+fn a_source_that_never_worked_looks_like_one_that_fails() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    source.say(Say::Status(401, String::new(), "{}".into()));
+    let server = Server::start(&source, &[]);
+    browser.open(&server.url("/"));
+    browser.until("ticker.state === 'stale'");
+    browser.until_says("#state-word", "No new prices");
+    browser.until_says("#updated", "No price yet: HTTP 401");
+    source.say(Say::Prices);
+    browser.until("ticker.state === 'live'");
+    // The latest price stays, however old it is, and it is said since when there is no new one.
+    let server = Server::start(&source, &["--retention", "100ms"]);
+    eventually("there is a price", || server.get("/price").status == 200);
+    source.say(Say::Status(401, String::new(), "{}".into()));
+    eventually("stale", || server.get("/healthz").json()["status"] == "stale");
+    browser.open(&server.url("/"));
+    browser.until("ticker.state === 'stale' && ticker.points.length > 0");
+    browser.until(
+        "/^No new price since \\d.*: HTTP 401$/.test(document.querySelector('#updated').textContent)",
+    );
+    browser.assert_no_complaints();
+}
+
+#[test]
+fn nothing_moves_when_prices_or_the_server_fail() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let server = Server::start(&source, &[]);
+    let gate = Gate::before(server.address);
+    browser.open(&format!("http://{}/", gate.address));
+    let screens = [(375, 667, 2), (740, 375, 2), (768, 1024, 1), (1280, 800, 1)];
+    // Where the chart is on each.
+    let places = |state: &str| -> Vec<Value> {
+        browser.until(&format!("ticker.state === '{state}'"));
+        screens.map(|(width, height, density)| {
+            browser.resize(width, height, density);
+            browser.eval("(({ top, bottom }) => [top, bottom])(document.querySelector('#chart').getBoundingClientRect())")
+        }).to_vec()
+    };
+    let waiting = places("stale");
+    let bottom = waiting[1][1].as_f64().unwrap();
+    assert!(bottom < 375.0, "on its side a phone shows the chart without scrolling: {bottom}");
+    source.say(Say::Body(r#"{"price":97123.45}"#.into()));
+    browser.until("ticker.points.length > 9");
+    assert_eq!(places("live"), waiting);
+    source.say(Say::Status(401, String::new(), "{}".into()));
+    assert_eq!(places("stale"), waiting);
+    gate.shut();
+    assert_eq!(places("reconnecting"), waiting);
+    browser.assert_only_network_complaints();
+}
+
+#[test]
+fn other_prices_at_the_same_address_begin_a_new_chart() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    let journal = folder("kinds").join("journal");
+    let real = |address: &str| Server::start_at(address, &source, &[]);
+    let demo = |address: &str| {
+        let mut command = Server::command();
+        command.args(["--listen", address, "--source", "demo", "--interval", "500ms", "--journal"]);
+        Server::run(command.arg(&journal))
+    };
+    // What a demo has from before is older than anything that the page will have.
+    let earlier = demo("127.0.0.1:0");
+    eventually("there are made-up prices", || earlier.get("/price").status == 200);
+    let oldest = earlier.stream("/stream?since=0").update().id.unwrap();
+    earlier.stop(Signal::SIGTERM);
+
+    let server = real("127.0.0.1:0");
+    let address = server.address.to_string();
+    browser.open(&server.url("/"));
+    browser.eval("window.sameDocument = true");
+    browser.until("ticker.state === 'live' && ticker.points.length > 5");
+    assert!(!browser.has_banner());
+
+    server.stop(Signal::SIGTERM);
+    let server = demo(&address);
+    browser.until("document.title.startsWith('Made up: $9')");
+    assert!(browser.has_banner());
+    browser.until_says("#state", "Live made-up prices");
+    browser.until_says("#source", "demo");
+    browser.until("document.querySelector('#announcement').textContent.startsWith('Made-up prices, Live, $9')");
+    browser.until("ticker.points.length > 5");
+    let points = browser.points();
+    assert_eq!(points[0].timestamp, oldest);
+    assert!(points.iter().all(|point| point.price > 10_000.0), "the source counts from 1");
+    // At its own pace: three of the intervals of the real one would be a hole.
+    let holes = points.iter().filter(|point| point.broken).count();
+    assert!(holes <= 1, "one, while it was not there: {points:?}");
+
+    server.stop(Signal::SIGTERM);
+    let server = real(&address);
+    browser.until("ticker.state === 'live' && document.title.startsWith('$')");
+    assert!(!browser.has_banner());
+    browser.until_says("#state", "Live ");
+    browser.until_says("#source", "custom source");
+    browser.until("document.querySelector('#announcement').textContent.startsWith('Live, $')");
+    silence(&source, &browser);
+    assert_eq!(browser.points(), history(&server, 300));
+    assert_eq!(browser.eval("window.sameDocument"), true);
+    browser.assert_only_network_complaints();
 }
 
 #[test]
@@ -495,16 +731,25 @@ fn keys_walk_through_the_chart() {
         return;
     };
     let source = Source::start();
-    let server = Server::start(&source, &[]);
+    // Twenty minutes or a little more, so there is something to choose from, but no hour. It begins
+    // with a time that has a label, of which half would be beyond the edge.
+    let journal = folder("keys").join("journal");
+    let from = (unix_millis() / 600_000 - 2) * 600_000;
+    let line = |i: u64| format!("{{\"timestamp\":{},\"price\":{}}}\n", from + i * 60_000, 500 + i);
+    let text = journal_header(false, from) + &(0..19).map(line).collect::<String>();
+    std::fs::write(&journal, text).unwrap();
+    let server = Server::start(&source, &["--journal", journal.to_str().unwrap()]);
     browser.open(&server.url("/"));
-    browser.until("ticker.points.length > 5");
+    browser.until("ticker.points.length > 25");
     source.say(Say::Nothing);
     browser.until("ticker.state === 'stale'");
 
+    assert_eq!(offered(&browser), ["5 min", "15 min", "All"]);
+    assert_axis_is_clear(&browser);
     browser.press(&[TAB, ENTER]);
     browser.until("document.querySelector('[data-minutes=\"5\"]').ariaPressed === 'true'");
     browser.until("document.querySelectorAll('[aria-pressed=true]').length === 1");
-    browser.press(&[TAB, TAB, TAB, TAB]);
+    browser.press(&[TAB, TAB, TAB]);
     assert_eq!(browser.eval("document.activeElement.id"), "chart");
     browser.press(&[LEFT, LEFT]);
     browser.until("!document.querySelector('#reading').hidden");
@@ -533,33 +778,92 @@ fn made_up_prices_say_so_on_every_screen() {
     browser.until("ticker.points.length > 100");
     browser.until("document.title.startsWith('Made up: $')");
 
-    for (screen, width, height, density) in [("desktop", 1280, 800, 1), ("phone", 375, 812, 2)] {
-        let size = json!({"width": width, "height": height, "deviceScaleFactor": density, "mobile": density > 1});
-        browser.devtools("Emulation.setDeviceMetricsOverride", size);
+    for (screen, width, height, density) in
+        [("desktop", 1280, 800, 1), ("phone", 375, 667, 2), ("landscape", 740, 375, 2)]
+    {
+        browser.resize(width, height, density);
         for theme in ["light", "dark"] {
-            let feature = json!({"name": "prefers-color-scheme", "value": theme});
-            browser.devtools("Emulation.setEmulatedMedia", json!({"features": [feature]}));
+            browser.dress(theme, false);
             browser.until(&format!("document.querySelector('canvas').width === {density} * document.querySelector('#chart').clientWidth"));
             // Nothing of the page hides beyond the edge.
             assert_eq!(browser.eval("document.documentElement.scrollWidth"), width);
-            assert!(
-                browser
-                    .eval("document.querySelector('.made-up').innerText")
-                    .as_str()
-                    .unwrap()
-                    .contains("Made-up")
-            );
+            assert!(browser.has_banner());
             // The colours of a theme come with the next frame.
             eventually(&format!("{screen}, {theme}"), || is_drawn(&browser));
-            let labels = browser.eval("ticker.priceLabels");
-            assert!(labels.as_array().unwrap().len() >= 3, "{screen}: {labels}");
+            let labels = browser.eval("ticker.axis.prices.length");
+            assert!(labels.as_u64().unwrap() >= 2, "{screen}: {labels}");
+            assert_axis_is_clear(&browser);
             browser.screenshot(&format!("{screen}-{theme}"));
         }
+        let bottom =
+            browser.eval("document.querySelector('#chart').getBoundingClientRect().bottom");
+        assert!(bottom.as_f64().unwrap() < height.into(), "{screen}: {bottom} is below the fold");
     }
     browser.assert_no_complaints();
 }
 
-/// `UPDATE_PICTURE=1 cargo test --test page picture` makes it anew.
+#[test]
+fn the_page_breaks_no_rule_of_accessibility() {
+    let axe = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("target/clients/node/node_modules/axe-core/axe.min.js");
+    let Ok(axe) = std::fs::read_to_string(axe) else {
+        return common::skipped(
+            "accessibility was not tested: npm install --prefix target/clients/node axe-core",
+        );
+    };
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    // Zooms to choose from.
+    let journal = folder("axe").join("journal");
+    let begin = unix_millis() - 20 * 60_000;
+    let update = format!("{{\"timestamp\":{begin},\"price\":1}}\n");
+    std::fs::write(&journal, journal_header(false, begin) + &update).unwrap();
+    let real = Server::start(&source, &["--journal", journal.to_str().unwrap()]);
+    let mut command = Server::command();
+    command.args(["--listen", "127.0.0.1:0", "--source", "demo", "--interval", "100ms"]);
+    let demo = Server::run(&mut command);
+    for server in [&real, &demo] {
+        browser.open(&server.url("/"));
+        browser.until("ticker.state === 'live' && ticker.points.length > 5");
+        browser.post("/execute/sync", json!({"script": axe, "args": []}));
+        for (theme, forced) in [("light", false), ("dark", false), ("light", true), ("dark", true)]
+        {
+            browser.dress(theme, forced);
+            let script = "const done = arguments[0];
+                const nodes = ({ id, impact, nodes }) => nodes.map(({ html }) => [id, impact, html]);
+                axe.run().then(({ violations }) => done(violations.flatMap(nodes)), (error) => done(`${error}`));";
+            let found = browser.post("/execute/async", json!({"script": script, "args": []}));
+            assert_eq!(found, json!([]), "{theme}, forced colours: {forced}");
+            // What fills the dot of the state is to be seen.
+            let dot =
+                "getComputedStyle(document.querySelector('#state'), '::before').backgroundColor";
+            assert_ne!(
+                browser.eval(dot),
+                browser.eval("getComputedStyle(document.body).backgroundColor")
+            );
+            // And which of the zooms is chosen.
+            let zoom = |pressed| {
+                format!(
+                    "getComputedStyle(document.querySelector('[aria-pressed={pressed}]')).backgroundColor"
+                )
+            };
+            assert_ne!(browser.eval(&zoom(true)), browser.eval(&zoom(false)));
+            let theme = "[...document.querySelectorAll('[name=theme-color]')].find(({ media }) => matchMedia(media).matches).content";
+            if !forced {
+                let paper = "getComputedStyle(document.body).getPropertyValue('--paper')";
+                assert_eq!(browser.eval(theme), browser.eval(paper));
+            }
+        }
+    }
+    browser.eval("void Object.assign(window.icon = new Image(), { src: document.querySelector('[rel=apple-touch-icon]').href })");
+    browser.until("icon.naturalWidth === 180 && icon.naturalHeight === 180");
+    browser.assert_no_complaints();
+}
+
+/// `UPDATE_PICTURE=1 cargo test --test page picture` makes it anew, larger than it need be:
+/// `pngquant --force --ext .png 64 static/page.png` then makes it small.
 #[test]
 fn the_readme_has_a_picture_of_the_page() {
     const PRICE: f64 = 97_000.0; // where the demo begins
@@ -580,12 +884,11 @@ fn the_readme_has_a_picture_of_the_page() {
             .collect();
         lines.reverse();
         let journal = folder("picture").join("journal");
-        std::fs::write(&journal, lines.concat()).unwrap();
+        std::fs::write(&journal, journal_header(true, 1) + &lines.concat()).unwrap();
         let mut command = Server::command();
         command.args(["--listen", "127.0.0.1:0", "--source", "demo", "--journal"]);
         let server = Server::run(command.arg(&journal));
-        let size = json!({"width": 960, "height": 600, "deviceScaleFactor": 1, "mobile": false});
-        browser.devtools("Emulation.setDeviceMetricsOverride", size);
+        browser.resize(960, 600, 1);
         browser.open(&server.url("/"));
         browser.until("ticker.state === 'live' && ticker.points.length > 715");
         browser.until("document.querySelector('canvas').width === document.querySelector('#chart').clientWidth");
@@ -595,7 +898,7 @@ fn the_readme_has_a_picture_of_the_page() {
     }
     let bytes = std::fs::read(&picture).unwrap();
     assert!(bytes.starts_with(b"\x89PNG"));
-    assert!(bytes.len() < 100_000, "{} bytes", bytes.len());
+    assert!(bytes.len() < 60_000, "{} bytes", bytes.len());
 }
 
 #[test]
@@ -605,9 +908,11 @@ fn the_snippet_of_the_readme_works_on_a_page_of_another_origin() {
     };
     let source = Source::start();
     let journal = folder("snippet").join("journal");
-    let journal = ["--journal", journal.to_str().unwrap()];
+    let journal = ["--journal", journal.to_str().unwrap(), "--max-clients", "1"];
     let server = Server::start(&source, &journal);
     let address = server.address.to_string();
+    // The service is full when the page comes, and later there is room.
+    let somebody = server.stream("/stream");
     let readme = include_str!("../README.md").split("```html\n").nth(1).unwrap();
     let snippet = readme.split("```").next().unwrap().replace("localhost:8080", &address);
     let page = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("snippet.html");
@@ -617,9 +922,15 @@ fn the_snippet_of_the_readme_works_on_a_page_of_another_origin() {
         let at_least = "Number(document.querySelector('#price').textContent.split('$')[1])";
         browser.until(&format!("{at_least} >= {price}"));
     };
+    let refused = || server.metric("btc_ticker_clients_refused_total");
+    eventually("the page is turned away", || refused() >= 2.0);
+    assert_eq!(browser.eval("document.querySelector('#price').textContent"), "");
+    drop(somebody);
     shows(5);
+    let two_digits = "/^\\$\\d+\\.\\d\\d$/.test(document.querySelector('#price').textContent)";
+    assert_eq!(browser.eval(two_digits), true);
     server.stop(Signal::SIGKILL);
-    let server = Server::start_at(&address, &source, &journal);
+    let server = Server::start_at(&address, &source, &journal[..2]);
     shows(source.last_price() + 1);
     // Who streams by `fetch` is asked for a preflight by the browser.
     let options = "{ headers: { 'Last-Event-ID': '5', 'Cache-Control': 'no-store' } }";

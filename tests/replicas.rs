@@ -1,9 +1,10 @@
 //! Several replicas: a client may come back to any of them, because its cursor is a time.
 //! Real replicas behind a real nginx that runs `deploy/nginx.conf`; clients reconnect as browsers do.
+//! A replica follows an origin as a client does, whatever becomes of either.
 
 mod common;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use btc_ticker::system::unix_millis;
-use common::{PATIENCE, Say, Server, Source, eventually, folder};
+use common::{PATIENCE, Say, Server, Source, Stream, assert_in_order, eventually, folder};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -23,11 +24,6 @@ use ureq::tls::TlsConfig;
 const CLIENTS: u64 = 6;
 /// How much the price rises while some of the clients stay away.
 const AWAY: u64 = 2;
-
-/// What a replica is told that polls the origin, or a source that says when its prices were made.
-const DATED: [&str; 2] = ["--timestamp-at", "/timestamp"];
-/// Without heartbeats, so that a stream that has nothing more to say is given up.
-const QUIET: [&str; 2] = ["--heartbeat", "1h"];
 
 #[test]
 fn replicas_of_one_source_cover_each_other() {
@@ -59,27 +55,50 @@ fn replicas_of_one_source_cover_each_other() {
 fn replicas_of_one_origin_are_as_one() {
     let Some(nginx) = nginx() else { return };
     let market = Market::open();
-    let origin = Server::start(&market.source, &DATED);
-    let replica = |address: &str| Server::run(&mut polling(address, &origin));
+    let origin = Server::start(&market.source, &["--interval", "50ms"]);
+    let replica = |address: &str| replica_at(address, &origin, &[]);
     let clients = failovers(nginx, "one-origin", &market, replica);
     let mut published: Vec<Update> = Vec::new();
     let mut stream = origin.stream("/stream?since=0");
-    while published.last().is_none_or(|last| last.price < market.price()) {
+    let last = clients.iter().map(|connections| *connections.concat().last().unwrap());
+    let last = last.max_by_key(|update| update.timestamp).unwrap();
+    while published.last() != Some(&last) {
         published.push(Update::of(&stream.update().json()));
     }
     for connections in clients {
         let seen = connections.concat();
         let joined = published.iter().position(|update| *update == seen[0]).unwrap();
-        assert_eq!(seen, published[joined..], "lost or doubled");
+        assert_eq!(seen, published[joined..joined + seen.len()], "lost or doubled");
     }
 }
 
-/// A replica that polls `origin` at least as often as that publishes.
-fn polling(address: &str, origin: &Server) -> Command {
+/// A replica that follows this server.
+fn replica_at(address: &str, origin: &Server, arguments: &[&str]) -> Server {
+    follow(address, &origin.url("/"), arguments)
+}
+
+fn replica_of(origin: &Server, arguments: &[&str]) -> Server {
+    replica_at("127.0.0.1:0", origin, arguments)
+}
+
+fn follow(address: &str, url: &str, arguments: &[&str]) -> Server {
     let mut command = Server::command();
-    command.args(["--listen", address, "--interval", "50ms", "--price-at", "/price"]);
-    command.args(["--source-url", &origin.url("/price")]).args(DATED);
-    command
+    command.args(["--listen", address, "--follow", url, "--interval", "100ms"]);
+    Server::run(command.args(arguments))
+}
+
+/// All updates that a server has, up to this one.
+fn all_up_to(server: &Server, last: &common::Event) -> Vec<common::Event> {
+    let mut stream = server.stream("/stream?since=0");
+    let mut updates = vec![stream.update()];
+    while updates.last().unwrap().id < last.id {
+        updates.push(stream.update());
+    }
+    updates
+}
+
+fn has_price(server: &Server) {
+    eventually("a price", || server.get("/price").status == 200);
 }
 
 /// Has clients follow two replicas, kills one of those, has it back, and kills the other. Returns
@@ -129,137 +148,305 @@ fn failovers(
 }
 
 #[test]
-fn a_replica_does_not_repeat_what_another_was_first_to_tell() {
-    let market = Market::open();
-    let ahead = Server::start(&market.source, &DATED);
-    let behind = Source::start();
-    behind.say(market.word());
-    let others = Server::start(&behind, &[DATED, QUIET].concat());
-    eventually("the first update", || price_of(&others) == Some(1));
-    market.move_on(1, &[&ahead]);
-    let seen = ahead.stream("/stream").update();
-
-    let header = format!("Last-Event-ID: {}\r\n", seen.id.unwrap());
-    let mut stream = others.stream_with("/stream", &header);
-    behind.say(market.word());
-    eventually("the replica has caught up", || price_of(&others) == Some(2));
-    market.rise();
-    behind.say(market.word());
-    assert_eq!(stream.update().price(), 3.0);
-}
-
-#[test]
-fn a_replica_without_a_price_yet_does_not_repeat_either() {
-    let market = Market::open();
-    let ahead = Server::start(&market.source, &DATED);
-    let seen = ahead.stream("/stream").update();
-
-    let silent = Source::start();
-    silent.say(Say::Nothing);
-    let fresh = Server::start(&silent, &[DATED, QUIET].concat());
-    let header = format!("Last-Event-ID: {}\r\n", seen.id.unwrap());
-    let mut stream = fresh.stream_with("/stream", &header);
-    // It cannot know yet that nothing was lost.
-    stream.named("gap");
-    silent.say(market.word());
-    eventually("the replica has caught up", || price_of(&fresh) == Some(1));
-    market.rise();
-    silent.say(market.word());
-    assert_eq!(stream.update().price(), 2.0);
-}
-
-#[test]
-fn a_replica_with_a_journal_comes_back_and_knows_what_it_cannot_know() {
-    let journal = folder("replica").join("journal");
-    let market = Market::open();
-    let journal = ["--journal", journal.to_str().unwrap()];
-    let arguments = [&DATED[..], &QUIET, &journal].concat();
-    let start = || {
-        let replica = Server::start(&market.source, &arguments);
-        let fetched = || replica.metric("btc_ticker_fetches_total{outcome=\"ok\"}") > 0.0;
-        eventually("it has asked the origin", fetched);
-        replica
-    };
-    let after = |replica: &Server, update: &common::Event| {
-        let header = format!("Last-Event-ID: {}\r\n", update.id.unwrap());
-        replica.stream_with("/stream", &header)
-    };
-    let replica = start();
-    let mut stream = replica.stream("/stream?since=0");
-    let first = stream.update();
-    market.move_on(3, &[&replica]);
-    let mut seen = [vec![first], stream.updates(3)].concat();
-    // Twice nothing is missing: the origin still has the update that is last in the journal.
-    for _ in 0..2 {
-        replica.signal(Signal::SIGKILL);
-        let replica = start();
-        let mut stream = after(&replica, &seen[1]);
-        market.move_on(1, &[&replica]);
-        let again = stream.updates(seen.len() - 1);
-        assert_eq!(again[..seen.len() - 2], seen[2..], "no gap, nothing twice");
-        seen.extend(again.last().cloned());
-    }
-
-    // It cannot know while the origin is down, and does not say.
-    market.source.say(Say::Nothing);
-    let replica = Server::start(&market.source, &arguments);
-    let mut stream = after(&replica, seen.last().unwrap());
-    let mut late = after(&replica, &seen[3]);
-    market.rise();
-    for update in &seen[4..] {
-        assert_eq!(late.update(), *update);
-    }
-    for stream in [&mut stream, &mut late] {
-        let gap = stream.beyond_status();
-        assert_eq!(gap.name.as_deref(), Some("gap"));
-        assert_eq!(gap.json()["since"].as_u64(), seen.last().unwrap().id);
-        assert_eq!(stream.update().price() as u64, market.price());
-    }
-    replica.stop(Signal::SIGKILL);
-
-    // While it is down the origin publishes three updates, of which another replica tells one.
-    let replica = start();
-    replica.stop(Signal::SIGKILL);
-    let mut told = None;
-    for rise in 0..3 {
-        market.rise();
-        told = told.or_else(|| (rise == 1).then(|| market.timestamp.load(Ordering::Relaxed)));
-    }
-    for _ in 0..2 {
-        let replica = start();
-        eventually("it has the price", || price_of(&replica) == Some(10));
-        for since in [seen[1].id, seen[5].id, told] {
-            let mut stream = replica.stream(&format!("/stream?since={}", since.unwrap()));
-            assert_eq!(stream.named("gap")["since"].as_u64(), since);
-        }
-        assert_eq!(after(&replica, &seen[4]).named("gap")["oldest"].as_u64(), seen[5].id);
-        let latest = replica.stream("/stream").update();
-        let mut stream = after(&replica, &latest);
-        replica.stop(Signal::SIGKILL);
-        assert!(stream.try_next().is_none_or(|event| event.name.is_none()), "no gap");
-    }
-}
-
-#[test]
-fn an_origin_from_the_future_is_not_believed() {
+fn a_replica_and_its_replica_have_all_that_the_origin_has_with_the_same_ids() {
     let source = Source::start();
-    let body = |timestamp| Say::Body(format!("{{\"price\":5,\"timestamp\":{timestamp}}}"));
-    let hour = 3_600_000;
+    let origin = Server::start(&source, &["--interval", "20ms"]);
+    let first = origin.stream("/stream?since=0").updates(30);
+    let replica = replica_of(&origin, &[]);
+    has_price(&replica);
+    let below = replica_of(&replica, &[]);
+    has_price(&below);
+    let mut live: Vec<_> =
+        [&origin, &replica, &below].map(|server| server.stream("/stream")).into();
+    let last = live[0].updates(10).pop().unwrap();
+    let expected = all_up_to(&origin, &last);
+    assert_eq!(expected[..30], first);
+    for server in [&replica, &below] {
+        assert_eq!(all_up_to(server, &last), expected);
+        let health = server.get("/healthz").json();
+        assert_eq!((&health["status"], &health["source"]), (&json!("ok"), &json!("origin")));
+    }
+    // What was before the first one, nobody here can know.
+    let before = first[0].id.unwrap() - 1;
+    for server in [below, replica] {
+        server.stream(&format!("/stream?since={before}")).named("gap");
+        let (status, log) = server.stop(Signal::SIGTERM);
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(!log.contains("not waiting"), "the follower ends by itself: {log}");
+    }
+}
+
+#[test]
+fn a_client_that_changes_between_origin_and_replicas_loses_nothing() {
+    let source = Source::start();
+    let origin = Server::start(&source, &["--interval", "20ms"]);
+    let replicas = [replica_of(&origin, &[]), replica_of(&origin, &[])];
+    replicas.iter().for_each(has_price);
+    let mut seen = origin.stream("/stream?since=0").updates(3);
+    for turn in 0..30 {
+        let last = seen.last().unwrap().id.unwrap();
+        let server = [&replicas[0], &origin, &replicas[1]][turn % 3];
+        // The moment in which one is ahead of another is over.
+        let has_it = || server.get("/price").json()["timestamp"].as_u64() >= Some(last);
+        eventually("it has what the client has", has_it);
+        let header = format!("Last-Event-ID: {last}\r\n");
+        seen.extend(server.stream_with("/stream", &header).updates(1 + turn % 4));
+    }
+    assert_in_order(&seen);
+    assert_eq!(all_up_to(&origin, seen.last().unwrap()), seen);
+}
+
+#[test]
+fn a_replica_that_was_cut_off_has_everything_when_it_is_back() {
+    let source = Source::start();
+    let journal = folder("cut-off").join("journal");
+    let keep = ["--journal", journal.to_str().unwrap(), "--interval", "20ms"];
+    let origin = Server::start(&source, &keep);
+    let address = origin.address.to_string();
+    let replica = replica_of(&origin, &[]);
+    has_price(&replica);
+    let mut stream = replica.stream("/stream?since=0");
+    let mut seen = stream.updates(5);
+    // The origin dies and comes back with its journal.
+    let mut origin = origin;
+    for _ in 0..3 {
+        origin.stop(Signal::SIGKILL);
+        origin = Server::start_at(&address, &source, &keep);
+        seen.extend(stream.updates(20));
+    }
+    assert_in_order(&seen);
+    assert_eq!(all_up_to(&origin, seen.last().unwrap()), seen, "no gap, nothing twice");
+}
+
+#[test]
+fn what_the_origin_has_lost_the_clients_of_its_replicas_are_told() {
+    let source = Source::start();
+    let origin = Server::start(&source, &[]);
+    let address = origin.address.to_string();
+    let journal = folder("passed-on").join("journal");
+    let keep = ["--journal", journal.to_str().unwrap()];
+    let replica = replica_of(&origin, &keep);
+    has_price(&replica);
+    let mut stream = replica.stream("/stream?since=0");
+    let seen = stream.updates(3);
+    origin.stop(Signal::SIGKILL);
+    // It comes back without a past.
+    let origin = Server::start_at(&address, &source, &[]);
+    let mut last = seen[2].id;
+    let gap = loop {
+        let event = stream.beyond_status();
+        match event.name.as_deref() {
+            Some("gap") => break event.json(),
+            _ => last = event.id,
+        }
+    };
+    let next = stream.update();
+    assert_eq!((gap["since"].as_u64(), gap["oldest"].as_u64()), (last, next.id));
+    // And the replica knows it after a restart as well.
+    replica.stop(Signal::SIGKILL);
+    let replica = replica_of(&origin, &keep);
+    for since in [seen[0].id, last] {
+        let mut late = replica.stream(&format!("/stream?since={}", since.unwrap()));
+        assert_eq!(late.named("gap")["since"].as_u64(), since);
+    }
+    let mut after = replica.stream(&format!("/stream?since={}", next.id.unwrap()));
+    after.update();
+}
+
+#[test]
+fn a_replica_with_a_journal_comes_back_with_all_of_it_and_without_a_gap() {
+    let source = Source::start();
+    let origin = Server::start(&source, &["--interval", "20ms"]);
+    let journal = folder("replica").join("journal");
+    let keep = ["--journal", journal.to_str().unwrap()];
+    let mut last = 0;
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        let replica = replica_of(&origin, &keep);
+        has_price(&replica);
+        let mut stream = replica.stream_with("/stream", &format!("Last-Event-ID: {last}\r\n"));
+        seen.extend(stream.updates(10));
+        last = seen.last().unwrap().id.unwrap();
+        replica.stop(Signal::SIGKILL);
+    }
+    assert_in_order(&seen);
+    assert_eq!(all_up_to(&origin, seen.last().unwrap()), seen);
+    // While the origin is down it has what it had, and says so.
+    origin.stop(Signal::SIGKILL);
+    let replica = replica_at("127.0.0.1:0", &origin_at_nowhere(), &keep);
+    let mut stream = replica.stream("/stream?since=0");
+    assert_eq!(stream.updates(seen.len()), seen);
+    eventually("stale", || replica.get("/healthz").json()["status"] == "stale");
+}
+
+/// A server that has gone.
+fn origin_at_nowhere() -> Server {
+    let source = Source::start();
+    let mut gone = Server::start(&source, &[]);
+    gone.signal(Signal::SIGKILL);
+    gone.child.wait().unwrap();
+    gone
+}
+
+#[test]
+fn a_replica_is_stale_when_its_origin_says_so_or_has_gone() {
+    let source = Source::start();
+    let fast = ["--heartbeat", "100ms"];
+    let origin = Server::start(&source, &fast);
+    let replica = replica_of(&origin, &fast);
+    has_price(&replica);
+    let mut stream = replica.stream("/stream");
+    let status = |stream: &mut Stream, is_stale: bool| loop {
+        let event = stream.event();
+        if event.name.is_some() && event.json()["stale"] == is_stale {
+            return event.json();
+        }
+    };
+    // The source of the origin fails, for longer than three intervals: what it says is passed on.
+    source.say(Say::Status(500, String::new(), "oops".into()));
+    eventually("the reason is the origin's", || status(&mut stream, true)["reason"] == "HTTP 500");
+    assert_eq!(replica.get("/healthz").status, 503);
+    source.say(Say::Prices);
+    status(&mut stream, false);
+    stream.update();
+    // The origin is frozen: its connection is open, and three heartbeats do not come.
+    origin.signal(Signal::SIGSTOP);
+    assert_eq!(status(&mut stream, true)["stale"], true);
+    let timed_out = "btc_ticker_fetches_total{outcome=\"timed out\"}";
+    eventually("it is given up", || replica.metric(timed_out) > 0.0);
+    origin.signal(Signal::SIGCONT);
+    status(&mut stream, false);
+    stream.update();
+    // It has nothing new for longer than three of the replica's intervals, and that is no fault.
+    drop((replica, stream));
+    let slow = Server::start(&source, &["--interval", "1h", "--heartbeat", "100ms"]);
+    let replica = replica_of(&slow, &fast);
+    has_price(&replica);
+    let mut stream = replica.stream("/stream");
+    stream.update();
+    for _ in 0..10 {
+        assert_eq!(stream.line(), ":");
+    }
+    assert_eq!(replica.get("/healthz").status, 200);
+}
+
+#[test]
+fn before_it_has_heard_its_origin_a_replica_streams_nothing() {
+    let replica = replica_at("127.0.0.1:0", &origin_at_nowhere(), &[]);
+    // A client that waited here would get again what it has had elsewhere.
+    for path in ["/stream", "/stream?since=5m", "/price"] {
+        let answer = replica.get(path);
+        assert_eq!((answer.status, answer.header("Retry-After")), (503, Some("5")));
+        assert!(answer.error().contains("no price yet"));
+    }
+    eventually("stale", || replica.get("/healthz").json()["status"] == "stale");
+    assert!(replica.log().contains("no price from origin: connection failed"));
+}
+
+/// An origin that sends what it is told, once to each that connects, and keeps what they asked for.
+struct FakeOrigin {
+    url: String,
+    requests: Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl FakeOrigin {
+    fn say(what: String) -> FakeOrigin {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let requests: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+        let heads = requests.clone();
+        thread::spawn(move || {
+            let mut open = Vec::new();
+            for mut connection in listener.incoming().flatten() {
+                let mut head = [0; 1024];
+                let read = connection.read(&mut head).unwrap_or(0);
+                heads.lock().unwrap().push(String::from_utf8_lossy(&head[..read]).into_owned());
+                let _ = connection.write_all(what.as_bytes());
+                // They are still open when it has nothing more to say.
+                open.push(connection);
+            }
+        });
+        FakeOrigin { url, requests }
+    }
+}
+
+#[test]
+fn what_is_no_stream_of_prices_is_a_failure_with_a_reason() {
     let now = unix_millis();
-    source.say(body(now + 25 * hour));
-    let replica = Server::start(&source, &DATED);
-    eventually("it is told", || replica.log().contains("up to a day from now"));
-    assert_eq!(price_of(&replica), None);
-    // One that is a little ahead is.
-    source.say(body(now + hour));
-    eventually("a price", || price_of(&replica) == Some(5));
+    let day = 86_400_000;
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n";
+    let event = |time: u64, price: f64| {
+        format!("id: {time}\ndata: {{\"timestamp\":{time},\"price\":{price:?}}}\n\n")
+    };
+    let stream = |body: &str| format!("{head}\r\n{}{body}", event(now, 5.0));
+    for (outcome, what) in [
+        ("not a stream", "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>".to_owned()),
+        ("not a stream", "HTTP/1.1 503 Busy\r\nContent-Type: application/json\r\n\r\n{}".into()),
+        ("not a stream", "SSH-2.0-OpenSSH_9.2\r\n\r\n".into()),
+        ("not a stream", "X: y\r\n".repeat(100)),
+        ("demo (made up)", format!("{head}x-price-source: demo\r\n\r\n{}", event(now, 5.0))),
+        ("too large", stream(&"x".repeat(70_000))),
+        ("not a price", stream("data: {\"price\":5}\n\n")),
+        ("not a price", stream("data: hello\n\n")),
+        ("not a price", stream(&event(now + 1, -5.0))),
+        ("not a price", stream(&event(now + 2 * day, 5.0))),
+        ("not a stream", stream("event: status\ndata: stale\n\n")),
+    ] {
+        let origin = FakeOrigin::say(what.clone());
+        let replica = follow("127.0.0.1:0", &origin.url, &["--heartbeat", "1s"]);
+        let failures = format!("btc_ticker_fetches_total{{outcome=\"{outcome}\"}}");
+        eventually(&what, || replica.metric(&failures) > 0.0);
+        // It tries again, less and less often, from the last one that was good.
+        let requests = || origin.requests.lock().unwrap().clone();
+        eventually("it comes back", || requests().len() > 1);
+        let last =
+            if what.contains(&event(now, 5.0)) && outcome != "demo (made up)" { now } else { 0 };
+        assert!(requests()[0].contains("Last-Event-ID: 0\r\n"));
+        assert!(requests()[1].contains(&format!("Last-Event-ID: {last}\r\n")), "{what}");
+        let history = replica.get("/history");
+        if last > 0 {
+            assert_eq!(history.json().as_array().unwrap().len(), 1);
+        } else {
+            assert_eq!(history.status, 503, "it has no past");
+        }
+    }
+}
+
+#[test]
+fn timestamps_that_do_not_rise_are_passed_over() {
+    let now = unix_millis();
+    let event = |time: u64| format!("data: {{\"timestamp\":{time},\"price\":5.5}}\n\n");
+    let times = [now, now - 1, now, now + 1, now + 3_600_000, now + 2];
+    let body: String = times.map(event).concat();
+    let origin = FakeOrigin::say(format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n{body}"
+    ));
+    let replica = follow("127.0.0.1:0", &origin.url, &[]);
+    let newest = Some(now + 3_600_000);
+    eventually("all", || replica.get("/price").json()["timestamp"].as_u64() == newest);
+    let history = replica.get("/history").json();
+    let known =
+        history.as_array().unwrap().iter().map(|update| update["timestamp"].as_u64().unwrap());
+    assert!(known.eq([now, now + 1, now + 3_600_000]), "{history}");
+}
+
+#[test]
+fn a_replica_of_a_demo_refuses_it() {
+    let mut demo = Server::command();
+    demo.args(["--source", "demo", "--listen", "127.0.0.1:0", "--interval", "100ms"]);
+    let demo = Server::run(&mut demo);
+    has_price(&demo);
+    let replica = replica_of(&demo, &[]);
+    eventually("stale", || replica.get("/healthz").json()["status"] == "stale");
+    assert_eq!(replica.get("/price").status, 503);
+    eventually("in the log", || replica.log().contains("demo (made up)"));
 }
 
 #[test]
 fn a_clock_that_was_ahead_silences_nobody() {
     let source = Source::start();
     source.say(Say::Nothing);
-    let replica = Server::start(&source, &QUIET);
+    let replica = Server::start(&source, &["--heartbeat", "1h"]);
     let an_hour_ahead = unix_millis() + 3_600_000;
     let mut stream = replica.stream_with("/stream", &format!("Last-Event-ID: {an_hour_ahead}\r\n"));
     source.say(Say::Prices);
@@ -277,9 +464,20 @@ fn the_proxy_keeps_away_what_the_service_need_not_see() {
     let fresh = Server::start(&silent, &[]);
     let proxy = Proxy::start(nginx, "limits", &[replica.address, fresh.address]);
     let agent = agent();
+    // Its errors have the form of those of the service.
+    let error_of = |mut response: Response<ureq::Body>| {
+        let status = response.status().as_u16();
+        if status >= 400 {
+            assert_eq!(response.headers()["Content-Type"], "application/json", "{status}");
+            let text = response.body_mut().read_to_string().unwrap();
+            let json: Value = serde_json::from_str(&text).unwrap();
+            assert!(json["error"].as_str().unwrap().len() > 20, "{status}: {text}");
+        }
+        status
+    };
     let status = |path: &str, header: &str| {
         let request = agent.get(proxy.url(path)).header("X-Header", header);
-        request.call().unwrap().status().as_u16()
+        error_of(request.call().unwrap())
     };
     // One of the replicas has no price yet, and nobody notices.
     (0..4).for_each(|_| assert_eq!(status("/price", ""), 200));
@@ -288,7 +486,7 @@ fn the_proxy_keeps_away_what_the_service_need_not_see() {
     assert_eq!(status("/price", &"x".repeat(20_000)), 400);
     assert_eq!(status(&format!("/price?{}", "x".repeat(20_000)), ""), 414);
     let body = agent.post(proxy.url("/price")).send("x".repeat(2_000)).unwrap();
-    assert_eq!(body.status(), 413);
+    assert_eq!(error_of(body), 413);
 
     let plain = agent.get(format!("http://{}/stream?since=0", proxy.plain)).call().unwrap();
     assert_eq!(plain.status(), 301);
@@ -297,12 +495,14 @@ fn the_proxy_keeps_away_what_the_service_need_not_see() {
     let stream = || agent.get(proxy.url("/stream")).call().unwrap();
     let streams: Vec<_> = (0..100).map(|_| stream()).collect();
     assert!(streams.iter().all(|stream| stream.status() == 200));
-    assert_eq!(stream().status(), 429);
+    assert_eq!(error_of(stream()), 429);
+    assert_eq!(status("/price", ""), 429);
     drop(streams);
     eventually("there is room again", || stream().status() == 200);
 
     replica.stop(Signal::SIGKILL);
-    assert_eq!(status("/price", ""), 503);
+    // Which of the two it is depends on whom nginx asks last.
+    assert!([502, 503].contains(&status("/price", "")));
     fresh.stop(Signal::SIGKILL);
     assert_eq!(status("/price", ""), 502);
     // A browser does not come back after a 502, but after a broken connection it does.
@@ -315,12 +515,11 @@ fn the_proxy_keeps_away_what_the_service_need_not_see() {
 struct Market {
     source: Source,
     price: Arc<AtomicU64>,
-    timestamp: AtomicU64,
 }
 
 impl Market {
     fn open() -> Market {
-        let market = Market { source: Source::start(), price: Arc::default(), timestamp: 0.into() };
+        let market = Market { source: Source::start(), price: Arc::default() };
         market.rise();
         market
     }
@@ -337,14 +536,7 @@ impl Market {
 
     fn rise(&self) {
         self.price.fetch_add(1, Ordering::Relaxed);
-        let after_the_last = self.timestamp.load(Ordering::Relaxed) + 1;
-        self.timestamp.store(unix_millis().max(after_the_last), Ordering::Relaxed);
-        self.source.say(self.word());
-    }
-
-    fn word(&self) -> Say {
-        let timestamp = self.timestamp.load(Ordering::Relaxed);
-        Say::Body(json!({"price": self.price(), "timestamp": timestamp}).to_string())
+        self.source.say(Say::Body(json!({"price": self.price()}).to_string()));
     }
 
     fn price(&self) -> u64 {

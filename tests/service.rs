@@ -6,7 +6,10 @@ mod common;
 use std::io::{Read, Write};
 use std::process::Command;
 
-use common::{Say, Server, Source, Stream, assert_in_order, eventually};
+use btc_ticker::system::unix_millis;
+use common::{
+    Event, Say, Server, Source, Stream, assert_in_order, eventually, folder, journal_header,
+};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -29,7 +32,7 @@ fn a_stream_has_the_head_and_the_form_that_browsers_want() {
     let mut stream = server.stream("/stream");
     for (name, value) in [
         ("Content-Type", "text/event-stream"),
-        ("Cache-Control", "no-store"),
+        ("Cache-Control", "no-store, no-transform"),
         ("X-Accel-Buffering", "no"),
         ("Connection", "close"),
         ("Access-Control-Allow-Origin", "*"),
@@ -75,7 +78,7 @@ fn who_was_away_gets_exactly_what_was_missed_and_is_live_again() {
 }
 
 #[test]
-fn since_may_be_a_date_or_seconds_or_the_future() {
+fn since_may_be_a_date_or_seconds_or_how_long_ago_or_ahead() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
     let first = server.stream("/stream?since=0").update();
@@ -85,13 +88,94 @@ fn since_may_be_a_date_or_seconds_or_the_future() {
         let next = server.stream(&format!("/stream?since={since}")).update();
         server.assert_complete(&[first.clone(), next]);
     }
-    // A whole second before, which is before this process too.
-    let mut by_seconds = server.stream(&format!("/stream?since={}", millis / 1000 - 1));
-    by_seconds.named("gap");
-    assert_eq!(by_seconds.update(), first);
-    let mut ahead = server.stream("/stream?since=2999-01-01T00:00:00Z");
+    // A whole second before, and longer ago: which is before this process too.
+    for since in [(millis / 1000 - 1).to_string(), "-5m".into(), "1h".into(), "1h%2030m".into()] {
+        let mut stream = server.stream(&format!("/stream?since={since}"));
+        stream.named("gap");
+        assert_eq!(stream.update(), first, "{since}");
+    }
+    let mut ahead = server.stream(&format!("/stream?since={}", millis + 3_600_000));
     let latest = server.stream("/stream").update();
     assert!(ahead.update().price() >= latest.price(), "live at once");
+}
+
+#[test]
+fn a_cursor_that_is_not_plausible_is_told() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let millis = server.stream("/stream").update().id.unwrap();
+    for since in [millis + 2 * 86_400_000, millis * 1_000, millis * 1_000_000] {
+        for answer in [
+            server.get(&format!("/stream?since={since}")),
+            server.get(&format!("/history?since={since}")),
+        ] {
+            assert_eq!(answer.status, 400, "{since}");
+            assert!(answer.error().contains("since") && answer.error().contains("milliseconds"));
+        }
+        let request = format!("GET /stream HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {since}\r\n\r\n");
+        let answer = server.ask(&request);
+        assert_eq!(answer.status, 400);
+        assert!(answer.error().starts_with("Last-Event-ID "), "{}", answer.error());
+    }
+}
+
+#[test]
+fn the_history_is_an_array_that_one_can_go_on_from() {
+    let source = Source::start();
+    source.ration();
+    let server = Server::start(&source, &["--interval", "20ms"]);
+    let empty = server.get("/history");
+    assert_eq!((empty.status, empty.body.as_str()), (200, "[]"));
+    source.allow(10);
+    let all: Vec<_> = server.stream("/stream?since=0").updates(10);
+    let all: Vec<_> = all.iter().map(Event::json).collect();
+    let get = |query: &str| {
+        let answer = server.get(&format!("/history{query}"));
+        assert_eq!(answer.status, 200, "{query}: {}", answer.body);
+        (answer.json().as_array().unwrap().clone(), answer.header("X-Gap").map(str::to_owned))
+    };
+    let time = |index: usize| all[index]["timestamp"].as_u64().unwrap();
+    assert_eq!(get(""), (all.clone(), None));
+    assert_eq!(get("?limit=3"), (all[7..].to_vec(), None));
+    assert_eq!(get("?limit=100000"), (all.clone(), None));
+    assert_eq!(get(&format!("?since={}", time(4))), (all[5..].to_vec(), None));
+    assert_eq!(get(&format!("?since={}&limit=2", time(4))), (all[5..7].to_vec(), None));
+    assert_eq!(get(&format!("?since={}", time(9))), (vec![], None));
+    // Three at a time, from the last one on.
+    let mut pages = Vec::new();
+    let mut since = 0;
+    loop {
+        let (page, _) = get(&format!("?limit=3&since={since}"));
+        let Some(last) = page.last() else { break };
+        since = last["timestamp"].as_u64().unwrap();
+        pages.extend(page);
+    }
+    assert_eq!(pages, all);
+    // Before this process nobody knows: said as the stream does.
+    let (page, gap) = get("?since=1h&limit=1");
+    assert_eq!(page, all[..1]);
+    let gap: serde_json::Value = serde_json::from_str(&gap.unwrap()).unwrap();
+    assert_eq!(gap["oldest"].as_u64(), Some(time(0)));
+    // It is no stream: this header is another's.
+    let request = "GET /history HTTP/1.1\r\nHost: x\r\nLast-Event-ID: nonsense\r\n\r\n";
+    assert_eq!(server.ask(request).json().as_array().unwrap().len(), 10);
+
+    for query in ["limit=0", "limit=100001", "limit=", "limit=-1", "limit=x", "since=x", "since="] {
+        let answer = server.get(&format!("/history?{query}"));
+        assert_eq!(answer.status, 400, "{query}");
+        assert!(answer.error().contains(&query[..5]), "{}", answer.error());
+    }
+    let answer = server.get("/history");
+    for (name, value) in [
+        ("Access-Control-Allow-Origin", "*"),
+        ("Access-Control-Expose-Headers", "X-Gap"),
+        ("Cache-Control", "no-store, no-transform"),
+        ("Content-Type", "application/json"),
+    ] {
+        assert_eq!(answer.header(name), Some(value));
+    }
+    let head = server.ask("HEAD /history HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(head.header("Content-Length"), answer.header("Content-Length"));
 }
 
 #[test]
@@ -131,32 +215,28 @@ fn a_restarted_server_says_that_its_memory_is_new() {
 
 #[test]
 fn a_reader_that_pauses_misses_nothing_and_holds_nobody_up() {
+    // Of so long a past the buffers on the way to it take only the beginning.
+    const PAST: u64 = 5_000;
+    let journal = folder("pauses").join("journal");
+    let begin = unix_millis() - PAST;
+    let line = |i| format!("{{\"timestamp\":{},\"price\":{}}}\n", begin + i, i as f64 / 1e4);
+    let past: String = (1..PAST).map(line).collect();
+    std::fs::write(&journal, journal_header(false, begin) + &past).unwrap();
     let source = Source::start();
-    let server = Server::start(&source, &["--interval", "5ms"]);
+    let arguments = ["--interval", "50ms", "--journal", journal.to_str().unwrap()];
+    let server = Server::start(&source, &arguments);
     let mut others = server.stream("/stream");
     let mut slow = Stream::open(common::narrow(&server), "/stream?since=0", "");
-    let first = slow.update();
-    let mut seen = Vec::new();
-    let delivered = || server.metric("btc_ticker_updates_delivered_total");
-    loop {
-        // Two clients take each update, until the buffers on the way to the slow one are full.
-        let before = delivered();
-        seen.extend(others.updates(40));
-        if delivered() - before < 60.0 {
-            break;
-        }
-        assert!(seen.len() < 20_000, "its buffers never filled up");
-    }
+    let mut all = vec![slow.update()];
     // More than its channel holds.
-    seen.extend(others.updates(40));
-    server.assert_complete(&seen);
-    let mut all = vec![first];
+    let seen = others.updates(20);
     while all.last().unwrap().id < seen.last().unwrap().id {
         all.push(slow.update());
     }
     all.extend(slow.updates(3));
+    server.assert_complete(&seen);
     server.assert_complete(&all);
-    assert!(server.metric("btc_ticker_clients_fell_behind_total") > 0.0);
+    assert_eq!(server.metric("btc_ticker_clients_fell_behind_total"), 1.0);
 }
 
 #[test]
@@ -225,16 +305,18 @@ fn errors_say_what_was_wrong_and_what_is_right() {
     for since in ["", "yesterday", "-1", "1.5", "2026-11-23", "%00", "NaN"] {
         for answer in [
             server.get(&format!("/stream?since={since}")),
-            server.ask(&format!("GET /stream HTTP/1.1\r\nLast-Event-ID: x{since}\r\n\r\n")),
+            server.ask(&format!(
+                "GET /stream HTTP/1.1\r\nHost: x\r\nLast-Event-ID: x{since}\r\n\r\n"
+            )),
         ] {
             assert_eq!(answer.status, 400, "{since:?}");
-            for form in ["1795426752977", "1795426752", "2026-11-23T09:30:00Z"] {
+            for form in ["1795426752977", "1795426752", "2026-11-23T09:30:00Z", "5m"] {
                 assert!(answer.error().contains(form));
             }
         }
     }
     for method in ["POST", "PUT", "DELETE", "BREW"] {
-        let answer = server.ask(&format!("{method} /price HTTP/1.1\r\n\r\n"));
+        let answer = server.ask(&format!("{method} /price HTTP/1.1\r\nHost: x\r\n\r\n"));
         assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET, HEAD, OPTIONS")));
         assert!(answer.error().contains("GET"));
     }
@@ -260,13 +342,14 @@ fn before_the_first_event_there_is_none() {
 fn a_page_of_another_origin_may_stream_by_fetch() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
-    for path in ["/stream", "/price"] {
+    for path in ["/stream", "/price", "/history", "*"] {
         let answer = server.ask(&format!(
-            "OPTIONS {path} HTTP/1.1\r\nOrigin: https://example.com\r\n\
+            "OPTIONS {path} HTTP/1.1\r\nHost: x\r\nOrigin: https://example.com\r\n\
              Access-Control-Request-Headers: last-event-id\r\n\r\n"
         ));
         assert_eq!((answer.status, answer.body.as_str()), (204, ""));
         for (name, value) in [
+            ("Allow", "GET, HEAD, OPTIONS"),
             ("Access-Control-Allow-Origin", "*"),
             ("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS"),
             ("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control"),
@@ -275,7 +358,7 @@ fn a_page_of_another_origin_may_stream_by_fetch() {
             assert_eq!(answer.header(name), Some(value));
         }
     }
-    assert_eq!(server.ask("OPTIONS /nowhere HTTP/1.1\r\n\r\n").status, 404);
+    assert_eq!(server.ask("OPTIONS /nowhere HTTP/1.1\r\nHost: x\r\n\r\n").status, 404);
 }
 
 #[test]
@@ -285,15 +368,16 @@ fn price_is_the_latest_update_and_head_is_get_without_a_body() {
     let update = server.stream("/stream?since=0").update();
     let price = server.get("/price");
     assert_eq!((price.status, price.body.as_str()), (200, update.data.as_deref().unwrap()));
-    for path in ["/", "/price", "/healthz", "/metrics", "/app.js", "/style.css"] {
-        let (get, head) = (server.get(path), server.ask(&format!("HEAD {path} HTTP/1.1\r\n\r\n")));
+    for path in ["/", "/price", "/history", "/healthz", "/metrics", "/app.js", "/style.css"] {
+        let (get, head) =
+            (server.get(path), server.ask(&format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n")));
         assert_eq!((get.status, head.status), (200, 200), "{path}");
         assert!(!get.body.is_empty());
         if path != "/metrics" && path != "/healthz" {
             assert_eq!(head.header("Content-Length"), get.header("Content-Length"), "{path}");
         }
     }
-    let head = server.ask("HEAD /stream HTTP/1.1\r\nConnection: close\r\n\r\n");
+    let head = server.ask("HEAD /stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert_eq!((head.status, head.header("Content-Type")), (200, Some("text/event-stream")));
     assert_eq!(server.metric("btc_ticker_clients_accepted_total"), 1.0, "the first was no HEAD");
 }
@@ -335,7 +419,9 @@ fn made_up_prices_are_marked_wherever_they_show() {
     let marked = |head: Option<&str>| head.is_some_and(|value| value.contains("made up"));
     assert!(marked(stream.header("X-Price-Source")));
     assert!(marked(Some(&stream.line())));
+    assert_eq!(stream.named("status")["made_up"], true);
     assert!(stream.updates(3).iter().all(|update| update.price() > 1_000.0));
+    assert!(marked(server.get("/history").header("X-Price-Source")));
     assert!(marked(server.get("/price").header("X-Price-Source")));
     assert_eq!(server.get("/healthz").json()["made_up"], true);
     assert!(
@@ -386,7 +472,14 @@ fn options_that_make_no_sense_are_refused_with_what_would() {
         (&["--source-url", "api.example.com"], "https://"),
         (&["--price-at", "data.amount"], "/data/amount"),
         (&["--source", "demo", "--price-at", "/x"], "--source-url"),
-        (&["--timestamp-at", "time"], "/data/amount"),
+        (&["--retention", "367d"], "366d"),
+        (&["--retention", "1y"], "7d"),
+        (&["--follow", "https://origin:8080"], "http://origin:8080"),
+        (&["--follow", "origin:8080"], "http://origin:8080"),
+        (&["--follow", "http://user@origin"], "http://origin:8080"),
+        (&["--follow", "http://a", "--source", "coinbase"], "--follow"),
+        (&["--follow", "http://a", "--source-url", "http://b"], "--follow"),
+        (&["--follow", "http://a", "--price-at", "/x"], "--follow"),
         (&["--colour"], "--help"),
     ] {
         let output = Server::command().args(arguments).output().unwrap();
@@ -394,8 +487,32 @@ fn options_that_make_no_sense_are_refused_with_what_would() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
         assert!(error.contains(hint), "{arguments:?}: {error}");
     }
-    let output = Server::command().env("BTC_TICKER_INTERVAL", "never").output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn an_environment_variable_that_is_wrong_is_named_and_one_that_is_empty_is_none() {
+    let fail = |arguments: &[&str]| {
+        let mut command = Server::command();
+        command.env("BTC_TICKER_INTERVAL", "never").args(arguments);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let error = fail(&[]);
+    assert!(error.contains("variable BTC_TICKER_INTERVAL") && error.contains("5s"), "{error}");
+    let error = fail(&["--interval", "soon"]);
+    assert!(!error.contains("BTC_TICKER_INTERVAL"), "{error}");
+
+    let mut command = Server::command();
+    for name in ["JOURNAL", "SOURCE_URL", "PRICE_AT", "FOLLOW", "INTERVAL", "MAX_CLIENTS"] {
+        command.env(format!("BTC_TICKER_{name}"), "");
+    }
+    command.env("BTC_TICKER_RETENTION", "1w").env("BTC_TICKER_HEARTBEAT", "1d");
+    let server = Server::run(command.args(["--source", "demo", "--listen", "127.0.0.1:0"]));
+    eventually("kept for a week", || server.log().contains("every 5s, kept for 604800s"));
+    drop(server);
+    let output = Server::command().env("BTC_TICKER_SOURCE", "").arg("--help").output().unwrap();
+    assert!(output.status.success());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What travels from the poller to the clients: an update, and the events of the stream.
+//! What travels from the source to the clients: an update, and the events of the stream.
 //! An event is encoded for the wire once, by the thread that makes it, and then shared by all.
 
 use serde::{Deserialize, Serialize};
@@ -19,29 +19,40 @@ impl Update {
 }
 
 /// One Server-Sent Event, or a gap and the update after it, ready to be written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Event {
-    /// Where it is an update. Only then it has an id on the wire: any other would move the point from
-    /// which a browser recovers.
+    /// Where it is an update. Only an update has an id on the wire: with any other id a browser
+    /// would later ask for the wrong updates.
     pub update: Option<Update>,
     pub wire: Box<str>,
 }
 
+/// What stands before the data of an event, and behind it.
+const DATA: &str = "data: ";
+const END: &str = "\n\n";
+
 impl Event {
     /// The unnamed event of an update; its id is the timestamp, so a client's cursor is a time.
     pub fn update(update: Update) -> Event {
-        let wire = format!("id: {}\ndata: {}\n\n", update.timestamp, update.to_json());
+        let wire = format!("id: {}\n{DATA}{}{END}", update.timestamp, update.to_json());
         Event { update: Some(update), wire: wire.into() }
     }
 
-    /// Tells that prices have stopped coming; `since` is the timestamp of the last one.
-    pub fn stale(since: Option<u64>, reason: &str) -> Event {
-        Event::named("status", &json!({"stale": true, "since": since, "reason": reason}))
+    /// The data on the wire of an event that has some: for an update, its JSON.
+    pub fn data(&self) -> &str {
+        let (_, data) = self.wire.rsplit_once(DATA).unwrap_or_default();
+        data.trim_end()
     }
 
-    /// Tells that prices are coming again.
-    pub fn fresh() -> Event {
-        Event::named("status", &json!({"stale": false}))
+    /// Tells that prices have stopped coming; `since` is the timestamp of the last one.
+    pub fn stale(made_up: bool, since: Option<u64>, reason: &str) -> Event {
+        let data = json!({"made_up": made_up, "stale": true, "since": since, "reason": reason});
+        Event::named("status", &data)
+    }
+
+    /// Tells that prices are coming.
+    pub fn fresh(made_up: bool) -> Event {
+        Event::named("status", &json!({"made_up": made_up, "stale": false}))
     }
 
     /// Tells that something after `since` is gone; `oldest` is the first update that is not.
@@ -55,14 +66,14 @@ impl Event {
         Event { update: self.update, wire: [gap.wire, self.wire.clone()].concat().into() }
     }
 
-    /// Tells nothing, but keeps the stream open. A line of the next event, so that nobody takes it for
-    /// one of its own.
+    /// A comment that keeps the stream open. There is no empty line after it: some clients would take
+    /// that for the end of an event without data.
     pub fn heartbeat() -> Event {
         Event { update: None, wire: ":\n".into() }
     }
 
     fn named(name: &str, data: &Value) -> Event {
-        Event { update: None, wire: format!("event: {name}\ndata: {data}\n\n").into() }
+        Event { update: None, wire: format!("event: {name}\n{DATA}{data}{END}").into() }
     }
 }
 
@@ -86,8 +97,13 @@ mod tests {
             "event: gap\ndata: {\"oldest\":null,\"since\":5}\n\n"
         );
         assert_eq!(
-            &*Event::stale(Some(7), "timed out").wire,
-            "event: status\ndata: {\"reason\":\"timed out\",\"since\":7,\"stale\":true}\n\n"
+            &*Event::stale(false, Some(7), "timed out").wire,
+            "event: status\n\
+             data: {\"made_up\":false,\"reason\":\"timed out\",\"since\":7,\"stale\":true}\n\n"
+        );
+        assert_eq!(
+            &*Event::fresh(true).wire,
+            "event: status\ndata: {\"made_up\":true,\"stale\":false}\n\n"
         );
     }
 }

@@ -1,30 +1,22 @@
-//! The heartbeat: a thread that sends a comment to all streams when nothing else was sent for a
-//! while, so that proxies keep them open and those whose client is gone are noticed.
-//! Shares the feed. One timer for all: one for each client would cost as many as there are clients.
+//! The heartbeat: a thread that keeps quiet streams open, and tells when prices have stopped coming.
+//! Shares the feed, and waits for nobody else: so it tells it also where the poller hangs.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, at, select};
+use crossbeam_channel::{at, select};
 
 use super::Feed;
 use crate::system::Shutdown;
 
-/// While newcomers are turned away nothing is quiet for longer than this. That a client has gone shows
-/// at the second write after it left: so its place is free within two seconds.
-const WHEN_FULL: Duration = Duration::from_millis(750);
-/// So long after the last sign that the service is full.
-const FULL_FOR: Duration = Duration::from_secs(10);
-
-/// Runs until shutdown. Sleeps until streams have been quiet for `heartbeat`. `full` brings a word
-/// whenever somebody took the last place or found none.
-pub fn run(feed: &Feed, heartbeat: Duration, full: &Receiver<()>, shutdown: &Shutdown) {
-    let mut full_until = Instant::now();
+/// Runs until shutdown. Streams that have been quiet for `heartbeat` get a comment: proxies keep them
+/// open, and a client that has gone is noticed. One timer for all, because one for each client would
+/// cost as many threads or wake-ups as there are clients.
+pub fn run(feed: &Feed, heartbeat: Duration, shutdown: &Shutdown) {
     loop {
-        let is_full = Instant::now() < full_until;
-        let next = feed.beat(if is_full { heartbeat.min(WHEN_FULL) } else { heartbeat });
+        let next = feed.beat(heartbeat);
         select! {
             recv(shutdown.0) -> _ => return,
-            recv(full) -> _ => full_until = Instant::now() + FULL_FOR,
+            recv(feed.beat_sooner) -> _ => {}
             recv(at(next)) -> _ => {}
         }
     }

@@ -6,10 +6,15 @@ use std::time::{Duration, Instant};
 use super::Feed;
 use crate::system::Shutdown;
 
-/// A short nap, so that updates at a fast interval are swept in batches rather than one by one.
-const NAP: Duration = Duration::from_millis(100);
+/// It sleeps at least so long: where updates come fast they are dropped in batches, not one by one.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs until shutdown. Sleeps until the oldest update expires, and costs nothing in between.
 pub fn run(feed: &Feed, shutdown: &Shutdown) {
-    while !shutdown.wait_until(feed.expire().max(Instant::now() + NAP)) {}
+    loop {
+        let next = feed.expire().max(Instant::now() + MIN_PAUSE);
+        if shutdown.wait_deadline(next) {
+            return;
+        }
+    }
 }

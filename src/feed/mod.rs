@@ -1,7 +1,7 @@
 //! The feed: the history of updates, and the subscribers that wait for the next one.
-//! Shared by the poller (publishes), the janitor (expires), the heartbeat (beats), every client's
-//! thread and the journal (subscribe). This room is about updates: it knows nothing of HTTP or of the
-//! source.
+//! Shared by the poller or the follower (publish), the janitor (expires), the heartbeat (beats) and
+//! every client's thread (subscribes). This room is about updates: nothing here knows where they
+//! come from, or by which protocol they leave.
 
 mod cursor;
 mod event;
@@ -9,6 +9,8 @@ pub mod heartbeat;
 mod history;
 pub mod janitor;
 mod journal;
+mod lock;
+mod publisher;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -16,40 +18,60 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, never};
-use parking_lot::Mutex;
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::system::METRICS;
 pub use cursor::Cursor;
 pub use event::{Event, Update};
-pub use history::{Backlog, Dating, History};
+pub use history::{Backlog, History, Page};
 pub use journal::Journal;
+use lock::{Mutex, MutexGuard};
+pub use publisher::Publisher;
 
 /// How many events a subscriber may be behind before it loses its channel. Few, because the channel
 /// is memory per client, and because one that lost it finds what it missed in the history.
 const CHANNEL_CAPACITY: usize = 8;
 
-/// How long an update waits at most for the journal to have it, before all others get it.
-const LONGEST_WAIT: Duration = Duration::from_millis(50);
+/// That a client has gone shows at the second write after it left. So a full service looks for those
+/// who have gone by two heartbeats, so far apart, and not again for a while.
+const SEARCH_BEATS: u32 = 2;
+const SEARCH_PAUSE: Duration = Duration::from_millis(750);
+const NEXT_SEARCH: Duration = Duration::from_secs(10);
+
+/// Why there is no price, where nobody knows more.
+const NO_NEW_PRICE: &str = "no new price";
 
 /// Two locks, always taken in the order in which they stand here.
 pub struct Feed {
-    /// The channels that an update is handed to. Held while all of them are served, so two updates
-    /// cannot overtake each other: `try_send` only, which never waits, and a moment for the journal.
+    /// The channels that an event is handed to. Held while all of them are served, so two events
+    /// cannot overtake each other: `try_send` only, which never waits.
     /// Whoever subscribes or leaves meanwhile waits for the end of it.
     subscribers: Mutex<Subscribers>,
     /// Held for a look or a push, never for I/O and never while threads are woken.
     state: Mutex<State>,
+    /// Wakes the heartbeat's thread before its time. Never ends: the feed has both ends.
+    wake_heartbeat: Sender<()>,
+    beat_sooner: Receiver<()>,
     /// Closes when the feed has closed and the last subscriber has left.
     all_gone: Receiver<Infallible>,
+    /// Whether prices are none of a market: every status says so.
+    made_up: bool,
 }
 
 struct State {
     history: History,
-    /// The status that newcomers have to be told: an event while prices are stale.
-    stale: Option<Arc<Event>>,
+    /// From then on prices are stale, unless the source is heard before.
+    stale_at: Instant,
+    /// Why, for those who ask.
+    reason: String,
+    is_stale: bool,
+    /// What newcomers are told of it.
+    status: Arc<Event>,
     /// When anything was last sent to all.
     last_sent: Instant,
+    /// How many more beats are to show who has gone, and when such a search may begin again.
+    search_beats: u32,
+    next_search: Instant,
     /// Every subscription holds a clone of it. Gone when the feed has closed: nobody may subscribe
     /// any more.
     open: Option<Sender<Infallible>>,
@@ -59,132 +81,200 @@ struct State {
 /// the feed closes.
 #[derive(Default)]
 struct Subscribers {
-    /// The journal, by a channel without room: what is sent waits until it is taken.
-    first: Option<Sender<Arc<Event>>>,
     /// By the number of each, in the order of arrival.
-    others: BTreeMap<u64, Sender<Arc<Event>>>,
+    channels: BTreeMap<u64, Sender<Arc<Event>>>,
     last_number: u64,
 }
 
 /// What `subscribe` hands to a client's thread: everything up to now, and a channel for the rest.
 pub struct Subscription {
-    /// The status to be told first, while prices are stale.
-    pub stale: Option<Arc<Event>>,
-    pub backlog: Backlog,
+    /// To be told first, where there is something to tell.
+    pub status: Option<Arc<Event>>,
+    /// To be taken, because it may be long.
+    pub backlog: Option<Backlog>,
     /// Events after the backlog; disconnected when the client fell behind or the feed closed.
     pub live: Receiver<Arc<Event>>,
     number: u64,
     feed: Arc<Feed>,
-    /// `None` where the feed has closed.
-    open: Option<Sender<Infallible>>,
+    /// Dropped with the subscription, which tells `main` when the last one has gone.
+    _open: Sender<Infallible>,
 }
 
 /// How the feed is doing at one moment.
-pub struct Condition {
-    /// The newest update that has not expired.
+pub struct Snapshot {
+    /// The newest update.
     pub latest: Option<Update>,
     /// How many updates are retained.
     pub updates: usize,
-    /// Time since the last update; `None` before the first.
+    /// How old the newest update is; `None` before the first.
     pub age: Option<Duration>,
     /// Whether prices have stopped coming.
-    pub stale: bool,
+    pub is_stale: bool,
 }
 
 impl Feed {
-    pub fn new(history: History) -> Arc<Feed> {
+    /// Prices are stale where no source is heard for `patience`; updates that the history has already
+    /// count with their age. Called by `main`.
+    pub fn new(history: History, made_up: bool, patience: Duration) -> Arc<Feed> {
+        let now = Instant::now();
         let (open, all_gone) = bounded(0);
-        let state = State { history, stale: None, last_sent: Instant::now(), open: Some(open) };
-        Arc::new(Feed { subscribers: Mutex::default(), state: Mutex::new(state), all_gone })
+        let (wake_heartbeat, beat_sooner) = bounded(1);
+        let age = history.age().unwrap_or_default();
+        let state = State {
+            history,
+            stale_at: now + patience.saturating_sub(age),
+            reason: NO_NEW_PRICE.to_owned(),
+            is_stale: false,
+            status: Arc::new(Event::fresh(made_up)),
+            last_sent: now,
+            search_beats: 0,
+            next_search: now,
+            open: Some(open),
+        };
+        Arc::new(Feed {
+            subscribers: Mutex::default(),
+            state: Mutex::new(state),
+            wake_heartbeat,
+            beat_sooner,
+            all_gone,
+            made_up,
+        })
     }
 
-    /// Publishes a price, and tells whether it did: one that an origin has dated and that is not newer
-    /// than the last is known already. The journal has it before anybody else can see it. Called by
-    /// the poller alone; never waits for a client.
-    pub fn publish(&self, update: Update) -> bool {
+    /// Publishes an update, whose timestamp is above that of the last. Called by the publisher alone;
+    /// never waits for a client.
+    pub fn publish(&self, update: Update) {
+        let event = Arc::new(Event::update(update));
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
-        // Once the feed has closed, nobody may see an update that the journal will not have.
-        let is_open = state.open.is_some();
-        let Some(update) = state.history.date(update).filter(|_| is_open) else { return false };
-        let (newest, unsure) = (state.history.newest, state.history.unsure);
-        drop(state);
-        let event = Arc::new(Event::update(update));
-        let gap = (unsure && newest > 0).then(|| Arc::new(event.after_gap(newest)));
-        let told = gap.unwrap_or(event.clone());
-        subscribers.first = subscribers.first.take().filter(|first| has_written(first, &told));
-        self.send(&mut subscribers, |state| {
-            state.history.push(update, event, Duration::ZERO);
-            METRICS.updates_published.inc();
-            let recovered = state.stale.take().map(|_| Arc::new(Event::fresh()));
-            recovered.into_iter().chain([told]).collect()
-        });
-        true
+        let outgoing = if state.history.is_before_gap() {
+            Arc::new(event.after_gap(state.history.newest()))
+        } else {
+            event.clone()
+        };
+        state.history.push(update, event);
+        METRICS.updates_published.inc();
+        send(&mut subscribers, state, outgoing);
     }
 
-    /// Tells every subscriber, and whoever comes later, that prices have stopped coming.
-    /// Called by the poller, once per outage; the next `publish` ends it.
-    pub fn mark_stale(&self, reason: &str) {
-        self.send(&mut self.subscribers.lock(), |state| {
-            let newest = Some(state.history.newest).filter(|newest| *newest > 0);
-            let event = Arc::new(Event::stale(newest, reason));
-            state.stale = Some(event.clone());
-            vec![event]
-        });
+    /// Updates are missing before the one at `oldest`, which comes next: whoever needs them is told.
+    /// Called by the publisher.
+    pub fn mark_gap(&self, oldest: u64) {
+        self.state.lock().history.mark_gap(oldest);
     }
 
-    /// Sends a heartbeat to every subscriber if nothing was sent for so long; returns when to look
-    /// again. Called by the heartbeat.
-    pub fn beat(&self, heartbeat: Duration) -> Instant {
-        self.send(&mut self.subscribers.lock(), |state| {
-            let is_due = state.last_sent.elapsed() >= heartbeat;
-            is_due.then(|| Arc::new(Event::heartbeat())).into_iter().collect()
-        });
-        self.state.lock().last_sent + heartbeat
+    /// The present as the timestamp of the next update, above all others. Called by the poller, who
+    /// alone publishes.
+    pub fn next_timestamp(&self) -> u64 {
+        self.state.lock().history.next_timestamp()
     }
 
-    /// Hands to every channel what `make` finds to be told, if anything; a channel that is full is
-    /// dropped, which its subscriber will notice.
-    fn send(&self, to: &mut Subscribers, make: impl FnOnce(&mut State) -> Vec<Arc<Event>>) {
+    /// The source was heard, which is good for `patience`. Tells everybody, where prices were stale.
+    /// Called by the poller or the follower.
+    pub fn source_is_well(&self, patience: Duration) {
+        let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
-        let events = make(&mut state);
-        if !events.is_empty() {
-            state.last_sent = Instant::now();
+        state.stale_at = Instant::now() + patience;
+        NO_NEW_PRICE.clone_into(&mut state.reason);
+        if state.is_stale {
+            state.is_stale = false;
+            state.status = Arc::new(Event::fresh(self.made_up));
+            let status = state.status.clone();
+            send(&mut subscribers, state, status);
+            // It has slept as long as there was nothing to become stale.
+            self.beat_soon();
         }
+    }
+
+    /// The source fails: prices are stale after `patience` at the latest, and this is the reason.
+    /// Called by the poller or the follower; the heartbeat tells it when it is time.
+    pub fn source_fails(&self, reason: &str, patience: Duration) {
+        let mut state = self.state.lock();
+        state.stale_at = state.stale_at.min(Instant::now() + patience);
+        reason.clone_into(&mut state.reason);
         drop(state);
-        for event in events {
-            to.others.retain(|_, channel| channel.try_send(event.clone()).is_ok());
+        self.beat_soon();
+    }
+
+    /// The service is full: looks for those who have gone, unless it has just done so.
+    /// Called by the thread of a client who found no place.
+    pub fn find_gone(&self) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if now < state.next_search {
+            return;
         }
+        state.next_search = now + NEXT_SEARCH;
+        state.search_beats = SEARCH_BEATS;
+        drop(state);
+        self.beat_soon();
+    }
+
+    fn beat_soon(&self) {
+        // Where a word is waiting already, it is enough.
+        let _ = self.wake_heartbeat.try_send(());
+    }
+
+    /// Tells all what only the time brings: that prices have become stale; or nothing but that the
+    /// stream is open, where it was quiet for `heartbeat`. Returns when to look again. Called by the
+    /// heartbeat.
+    pub fn beat(&self, heartbeat: Duration) -> Instant {
+        if let Some(reason) = self.tell_if_stale() {
+            log::warn!("the price is stale: {reason}");
+        }
+        let mut subscribers = self.subscribers.lock();
+        let state = self.state.lock();
+        if Instant::now() >= state.next_beat(heartbeat) {
+            send(&mut subscribers, state, Arc::new(Event::heartbeat()));
+        } else {
+            drop(state);
+        }
+        drop(subscribers);
+        let state = self.state.lock();
+        let next_beat = state.next_beat(heartbeat);
+        if state.is_stale { next_beat } else { next_beat.min(state.stale_at) }
+    }
+
+    /// Returns the reason where prices have become stale just now.
+    fn tell_if_stale(&self) -> Option<String> {
+        let mut subscribers = self.subscribers.lock();
+        let mut state = self.state.lock();
+        if state.is_stale || Instant::now() < state.stale_at {
+            return None;
+        }
+        let latest = state.history.latest();
+        let since = latest.map(|update| update.timestamp);
+        let reason = state.reason.clone();
+        let status = Arc::new(Event::stale(self.made_up, since, &reason));
+        state.is_stale = true;
+        state.status = status.clone();
+        send(&mut subscribers, state, status);
+        Some(reason)
     }
 
     /// Takes the backlog after `from` and registers a channel for what follows, both under one lock:
     /// an update is in one of the two and never in both. `None` when the feed has closed.
     /// Called by a client's thread, again whenever its channel has ended.
     pub fn subscribe(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
-        Some(self.register(from, CHANNEL_CAPACITY)).filter(|it| it.open.is_some())
-    }
-
-    /// The same for the journal, which is served before all others. Once the feed has closed, it is
-    /// the last backlog and a channel that has ended. Called by its thread.
-    pub fn subscribe_first(self: &Arc<Self>, from: Cursor) -> Subscription {
-        self.register(from, 0)
-    }
-
-    /// The journal's `capacity` is 0: what is sent to it waits until it is taken.
-    fn register(self: &Arc<Self>, from: Cursor, capacity: usize) -> Subscription {
-        let (channel, live) = bounded(capacity);
+        let (channel, live) = bounded(CHANNEL_CAPACITY);
         let mut subscribers = self.subscribers.lock();
+        let mut state = self.state.lock();
+        let open = state.open.clone()?;
+        let backlog = Some(state.history.backlog(from));
+        // Who comes back may have been told another status before.
+        let comes_back = from != Cursor::Latest;
+        let is_news = comes_back || state.is_stale || self.made_up;
+        let status = is_news.then(|| state.status.clone());
         subscribers.last_number += 1;
         let number = subscribers.last_number;
-        let mut state = self.state.lock();
-        let (open, stale) = (state.open.clone(), state.stale.clone());
-        if open.is_some() && capacity == 0 {
-            subscribers.first = Some(channel);
-        } else if open.is_some() {
-            subscribers.others.insert(number, channel);
-        }
-        let backlog = state.history.backlog(from);
-        Subscription { stale, backlog, live, number, feed: self.clone(), open }
+        subscribers.channels.insert(number, channel);
+        Some(Subscription { status, backlog, live, number, feed: self.clone(), _open: open })
+    }
+
+    /// Some of the history: the first `limit` updates after a cursor, or the latest ones. Called by a
+    /// client's thread, and by the publisher, whose journal is written anew from it.
+    pub fn page(&self, from: Cursor, limit: usize) -> Page {
+        self.state.lock().history.page(from, limit)
     }
 
     /// Forgets what is older than the retention; returns when to do so again. Called by the janitor.
@@ -204,40 +294,47 @@ impl Feed {
         self.all_gone.clone()
     }
 
-    /// How the feed is doing, for health and metrics.
-    pub fn condition(&self) -> Condition {
+    /// How the feed is doing, for health, metrics and whoever publishes.
+    pub fn snapshot(&self) -> Snapshot {
         let state = self.state.lock();
-        let (history, stale) = (&state.history, state.stale.is_some());
-        let latest = history.updates.back().map(|entry| entry.update);
-        let age = history.last_known.map(|(at, age)| age + at.elapsed());
-        Condition { latest, updates: history.updates.len(), age, stale }
+        let history = &state.history;
+        Snapshot {
+            latest: history.latest(),
+            updates: history.count(),
+            age: history.age(),
+            is_stale: state.is_stale,
+        }
     }
 }
 
-/// Hands an update to the journal and waits until it is written, but not for long. False where it is
-/// not; then the journal has lost its channel, and subscribes again when it can.
-fn has_written(first: &Sender<Arc<Event>>, event: &Arc<Event>) -> bool {
-    let deadline = Instant::now() + LONGEST_WAIT;
-    // It takes the second when it is done with the first.
-    let both = [event.clone(), Arc::new(Event::heartbeat())];
-    let done = both.into_iter().all(|event| first.send_deadline(event, deadline).is_ok());
-    METRICS.journal_late.add((!done && Instant::now() >= deadline).into());
-    done
+impl State {
+    fn next_beat(&self, heartbeat: Duration) -> Instant {
+        let pause = if self.search_beats > 0 { heartbeat.min(SEARCH_PAUSE) } else { heartbeat };
+        self.last_sent + pause
+    }
+}
+
+/// Hands an event to every channel, after the state is free again. A channel that is full is dropped,
+/// which its subscriber will notice.
+fn send(subscribers: &mut Subscribers, mut state: MutexGuard<State>, event: Arc<Event>) {
+    state.last_sent = Instant::now();
+    state.search_beats = state.search_beats.saturating_sub(1);
+    drop(state);
+    subscribers.channels.retain(|_, channel| channel.try_send(event.clone()).is_ok());
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        // First, so that nobody who holds the lock waits for a journal that has given up.
-        self.live = never();
-        self.feed.subscribers.lock().others.remove(&self.number);
+        self.feed.subscribers.lock().channels.remove(&self.number);
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use crossbeam_channel::TryRecvError;
 
     use super::*;
+    use crate::system::unix_millis;
 
     const STARTED: u64 = 1_000;
     const HOUR: Duration = Duration::from_secs(3600);
@@ -246,22 +343,27 @@ mod tests {
         Update { timestamp, price: timestamp as f64 }
     }
 
+    fn empty_feed(complete_since: Option<u64>, retention: Duration, capacity: usize) -> Arc<Feed> {
+        Feed::new(History::new(complete_since, retention, capacity), false, HOUR)
+    }
+
+    /// These timestamps are long ago: the retention is longer.
     fn feed_with(times: &[u64], capacity: usize) -> Arc<Feed> {
-        let feed = Feed::new(History::new(Dating::Own, STARTED, HOUR, capacity));
+        let feed = empty_feed(Some(STARTED), 1_000_000 * HOUR, capacity);
         for &time in times {
-            assert!(feed.publish(update(time)));
+            feed.publish(update(time));
         }
         feed
     }
 
     /// The ids of the backlog, and what the gap says.
     fn ask(feed: &Arc<Feed>, from: Cursor) -> (Vec<u64>, Option<String>) {
-        let subscription = feed.subscribe(from).unwrap();
-        let text = subscription.backlog.wire();
+        let backlog = feed.subscribe(from).unwrap().backlog.take().unwrap();
+        let text = backlog.wire();
         let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
         let ids: Vec<u64> = ids.map(|id| id.parse().unwrap()).collect();
-        assert_eq!(ids.len(), subscription.backlog.updates);
-        (ids, subscription.backlog.gap.as_ref().map(|gap| gap.wire.to_string()))
+        assert_eq!(ids.len(), backlog.updates);
+        (ids, backlog.gap.map(|gap| gap.wire.to_string()))
     }
 
     fn gap(since: u64, oldest: Option<u64>) -> Option<String> {
@@ -297,50 +399,73 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_the_retention_expires() {
-        let feed = Feed::new(History::new(Dating::Own, STARTED, Duration::ZERO, 10));
+    fn what_is_older_than_the_retention_expires_but_for_the_newest() {
+        let feed = empty_feed(Some(STARTED), Duration::ZERO, 10);
         feed.publish(update(2_000));
         feed.expire();
-        assert_eq!(feed.condition().latest, None);
-        assert_eq!(ask(&feed, Cursor::After(2_000)), (vec![], None));
-        assert_eq!(ask(&feed, Cursor::After(1_500)), (vec![], gap(1_500, None)));
+        assert_eq!(feed.snapshot().latest, Some(update(2_000)));
+        feed.publish(update(3_000));
+        feed.expire();
+        assert_eq!(ask(&feed, Cursor::After(2_000)), (vec![3_000], None));
+        assert_eq!(ask(&feed, Cursor::After(1_500)), (vec![3_000], gap(1_500, Some(3_000))));
+        assert_eq!(ask(&feed, Cursor::Latest), (vec![3_000], None));
     }
 
     #[test]
-    fn timestamps_rise_when_the_clock_steps_back() {
-        let feed = feed_with(&[5_000, 2_000, 2_000, 5_001, 7_000], 10);
-        assert_eq!(ask(&feed, Cursor::After(0)).0, [5_000, 5_001, 5_002, 5_003, 7_000]);
-        let feed = feed_with(&[STARTED - 500], 10);
-        assert_eq!(ask(&feed, Cursor::After(STARTED)).0, [STARTED + 1]);
+    fn timestamps_are_the_present_and_rise_when_the_clock_steps_back() {
+        let before = unix_millis();
+        let feed = feed_with(&[], 10);
+        assert!((before..=unix_millis()).contains(&feed.next_timestamp()));
+        let ahead = before + 3_600_000;
+        feed.publish(update(ahead));
+        assert_eq!(feed.next_timestamp(), ahead + 1);
+        let feed = empty_feed(Some(ahead), HOUR, 10);
+        assert_eq!(feed.next_timestamp(), ahead + 1, "after all that may have been before");
     }
 
     #[test]
-    fn a_dated_update_keeps_its_time_and_is_published_once() {
-        let feed = Feed::new(History::new(Dating::Origin, STARTED, HOUR, 10));
-        for (time, is_new) in [(400, true), (400, false), (300, false), (2_000, true)] {
-            assert_eq!(feed.publish(update(time)), is_new);
-        }
-        assert_eq!(ask(&feed, Cursor::After(0)).0, [400, 2_000]);
-        // It is older than this process, but nothing after it was lost.
+    fn where_nobody_knows_what_was_before_the_first_update_decides() {
+        let feed = empty_feed(None, HOUR * 1_000_000, 10);
+        feed.publish(update(400));
+        feed.publish(update(2_000));
+        assert_eq!(ask(&feed, Cursor::After(0)), (vec![400, 2_000], None));
         assert_eq!(ask(&feed, Cursor::After(400)), (vec![2_000], None));
         assert_eq!(ask(&feed, Cursor::After(399)), (vec![400, 2_000], gap(399, Some(400))));
     }
 
     #[test]
-    fn after_a_restart_a_gap_is_told_when_it_is_known() {
-        for (next, is_gap) in [(2_000, false), (5_000, true)] {
-            let mut history = History::new(Dating::Origin, STARTED, HOUR * 24 * 365 * 100, 10);
-            history.restore(&[update(1_000), update(2_000)], 0);
-            let feed = Feed::new(history);
-            let early = feed.subscribe(Cursor::After(2_000)).unwrap();
-            assert!(early.backlog.gap.is_none(), "nobody can know yet");
-            feed.publish(update(next));
-            feed.publish(update(6_000));
-            let told: String = early.live.try_iter().map(|event| event.wire.clone()).collect();
-            let gap = gap(2_000, Some(5_000)).filter(|_| is_gap);
-            assert!(told.starts_with(gap.as_deref().unwrap_or("id: 6000")), "{told}");
-            assert_eq!(ask(&feed, Cursor::After(2_000)).1.is_some(), is_gap);
-        }
+    fn a_gap_in_the_middle_is_told_to_all_who_are_before_it() {
+        let feed = feed_with(&[2_000, 3_000], 10);
+        let here = feed.subscribe(Cursor::After(3_000)).unwrap();
+        feed.mark_gap(5_000);
+        assert_eq!(ask(&feed, Cursor::After(4_000)), (vec![], gap(4_000, None)));
+        feed.publish(update(5_000));
+        feed.publish(update(6_000));
+        let live: String = here.live.try_iter().map(|event| event.wire.clone()).collect();
+        let [first, second] = [5_000, 6_000].map(|time| Event::update(update(time)).wire);
+        assert_eq!(live, format!("{}{first}{second}", gap(3_000, Some(5_000)).unwrap()));
+        assert_eq!(ask(&feed, Cursor::After(3_000)).1, gap(3_000, Some(5_000)));
+        assert_eq!(ask(&feed, Cursor::After(2_000)).1, gap(2_000, Some(3_000)));
+        assert_eq!(ask(&feed, Cursor::After(5_000)), (vec![6_000], None));
+        assert_eq!(ask(&feed, Cursor::After(4_999)).1, gap(4_999, Some(5_000)));
+    }
+
+    #[test]
+    fn a_page_is_the_first_updates_after_a_cursor_or_the_latest() {
+        let feed = feed_with(&[2_000, 3_000, 4_000, 5_000, 6_000], 4);
+        let page = |from, limit| {
+            let page = feed.page(from, limit);
+            let times = page.updates.iter().map(|event| event.update.unwrap().timestamp);
+            let times: Vec<u64> = times.collect();
+            (times, page.gap.map(|gap| gap.wire.to_string()))
+        };
+        assert_eq!(page(Cursor::Latest, 10), (vec![3_000, 4_000, 5_000, 6_000], None));
+        assert_eq!(page(Cursor::Latest, 2), (vec![5_000, 6_000], None));
+        assert_eq!(page(Cursor::After(0), 2), (vec![3_000, 4_000], None));
+        assert_eq!(page(Cursor::After(4_000), usize::MAX), (vec![5_000, 6_000], None));
+        assert_eq!(page(Cursor::After(6_000), 1), (vec![], None));
+        assert_eq!(page(Cursor::After(1_999), 1), (vec![3_000], gap(1_999, Some(3_000))));
+        assert!(feed_with(&[], 4).page(Cursor::Latest, 5).updates.is_empty());
     }
 
     #[test]
@@ -366,21 +491,50 @@ mod tests {
     }
 
     #[test]
-    fn stale_is_told_to_those_who_are_here_and_those_who_come() {
+    fn stale_is_told_when_its_time_has_come_to_those_who_are_here_and_those_who_come() {
+        let feed = feed_with(&[2_000], 10);
+        let wires = |subscription: &Subscription| -> Vec<String> {
+            subscription.live.try_iter().map(|event| event.wire.to_string()).collect()
+        };
+        let told_first = |from| Some(feed.subscribe(from)?.status.as_ref()?.wire.clone());
+        let here = feed.subscribe(Cursor::Latest).unwrap();
+        feed.source_is_well(HOUR);
+        feed.source_fails("timed out", HOUR);
+        feed.beat(HOUR);
+        assert!(wires(&here).is_empty(), "there is time");
+        assert_eq!(told_first(Cursor::Latest), None);
+
+        feed.source_fails("timed out", Duration::ZERO);
+        // It is said once.
+        for _ in 0..3 {
+            feed.beat(HOUR);
+        }
+        let stale = Event::stale(false, Some(2_000), "timed out").wire;
+        assert_eq!(wires(&here).concat(), *stale);
+        for from in [Cursor::Latest, Cursor::After(2_000)] {
+            assert_eq!(told_first(from), Some(stale.clone()));
+        }
+        feed.source_is_well(HOUR);
+        let fresh = Event::fresh(false).wire;
+        assert_eq!(wires(&here).concat(), *fresh);
+        assert_eq!(told_first(Cursor::Latest), None);
+        assert_eq!(told_first(Cursor::After(2_000)), Some(fresh), "it may have heard otherwise");
+    }
+
+    #[test]
+    fn a_search_for_the_gone_is_two_beats_and_not_again_at_once() {
         let feed = feed_with(&[2_000], 10);
         let here = feed.subscribe(Cursor::Latest).unwrap();
-        feed.mark_stale("timed out");
-        let late = feed.subscribe(Cursor::Latest).unwrap();
-        let stale = Event::stale(Some(2_000), "timed out").wire;
-        assert_eq!(late.stale.as_ref().unwrap().wire, stale);
-        feed.publish(update(3_000));
-        let told = |subscription: &Subscription| -> Vec<_> {
-            subscription.live.try_iter().map(|event| event.wire.clone()).collect()
-        };
-        let (fresh, told_late) = (Event::fresh().wire, told(&late));
-        assert_eq!(told_late[0], fresh);
-        assert_eq!(told(&here), [&[stale][..], &told_late].concat());
-        assert!(feed.subscribe(Cursor::Latest).unwrap().stale.is_none());
+        let is_soon = || feed.beat(HOUR) < Instant::now() + 2 * SEARCH_PAUSE;
+        assert!(!is_soon());
+        feed.find_gone();
+        assert_eq!(feed.beat_sooner.try_iter().count(), 1, "the heartbeat is woken");
+        let mut beats = 0;
+        while is_soon() {
+            feed.find_gone();
+            beats += here.live.recv_timeout(SEARCH_PAUSE / 10).is_ok() as u32;
+        }
+        assert_eq!(beats + here.live.try_iter().count() as u32, SEARCH_BEATS);
     }
 
     #[test]
@@ -390,7 +544,7 @@ mod tests {
         feed.publish(update(2_000));
         let fresh = feed.subscribe(Cursor::Latest).unwrap();
         drop((settled, fresh));
-        assert!(feed.subscribers.lock().others.is_empty());
+        assert!(feed.subscribers.lock().channels.is_empty());
     }
 
     #[test]
@@ -404,7 +558,7 @@ mod tests {
                 let feed = feed.clone();
                 move || feed.publish(update(time))
             });
-            while feed.condition().latest != Some(update(time)) {}
+            while feed.snapshot().latest != Some(update(time)) {}
             let is_early = all[all.len() - 1].live.is_empty();
             publisher.join().unwrap();
             all.iter().for_each(|subscriber| drop(subscriber.live.try_recv()));
@@ -422,40 +576,6 @@ mod tests {
     }
 
     #[test]
-    fn nobody_sees_an_update_before_the_journal_has_written_it() {
-        let feed = feed_with(&[2_000], 10);
-        let other = feed.subscribe(Cursor::After(2_000)).unwrap();
-        let journal = feed.subscribe_first(Cursor::After(0));
-        assert_eq!(journal.backlog.updates, 1);
-        let publisher = std::thread::spawn({
-            let feed = feed.clone();
-            move || feed.publish(update(3_000))
-        });
-        assert_eq!(journal.live.recv().unwrap().update, Some(update(3_000)));
-        // It is being written now.
-        assert_eq!(feed.condition().latest, Some(update(2_000)));
-        assert!(other.live.is_empty());
-        assert_eq!(journal.live.recv().unwrap().update, None);
-        assert!(publisher.join().unwrap());
-        assert_eq!(other.live.recv().unwrap().update, Some(update(3_000)));
-    }
-
-    #[test]
-    fn a_journal_that_hangs_stops_nobody_and_loses_nothing() {
-        let feed = feed_with(&[], 100);
-        let other = feed.subscribe(Cursor::Latest).unwrap();
-        let journal = feed.subscribe_first(Cursor::After(0));
-        for time in 2_000..2_005 {
-            feed.publish(update(time));
-            assert_eq!(other.live.recv().unwrap().update, Some(update(time)));
-        }
-        assert!(journal.live.recv().is_err(), "it has lost its channel");
-        assert!(METRICS.journal_late.get() > 0);
-        let again = feed.subscribe_first(Cursor::After(2_001));
-        assert_eq!(again.backlog.updates, 3);
-    }
-
-    #[test]
     fn closing_ends_every_subscription_and_admits_no_other() {
         let feed = feed_with(&[], 10);
         let settled = feed.subscribe(Cursor::Latest).unwrap();
@@ -464,10 +584,6 @@ mod tests {
         let all_gone = feed.close();
         assert_eq!((settled.live.iter().count(), fresh.live.iter().count()), (1, 0));
         assert!(feed.subscribe(Cursor::Latest).is_none());
-        assert!(!feed.publish(update(3_000)), "the journal would not have it");
-        // Which has one more look at what it may have missed.
-        let rest = feed.subscribe_first(Cursor::After(STARTED));
-        assert_eq!((rest.backlog.updates, rest.live.iter().count()), (1, 0));
         drop(settled);
         assert_eq!(all_gone.try_recv(), Err(TryRecvError::Empty), "one is still here");
         drop(fresh);

@@ -1,60 +1,72 @@
 //! A connection: its requests are answered in their order, until one side ends it or a stream begins.
 //! Runs on the connection's own thread, `connection`; shares the routes with all others.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::net::{Shutdown as Half, TcpStream};
 use std::time::{Duration, Instant};
 
 use tiny_http::Method;
 
-use super::request::{self, PATIENCE, Refusal};
+use super::request::{self, HEAD_TIMEOUT, Incoming};
 use super::response::Response;
-use super::routes::{Answer, Routes};
-use crate::feed::Cursor;
-use crate::system::{METRICS, Taken};
+use super::routes::{Answer, Routes, StreamStart};
+use crate::system::METRICS;
 
 /// A connection whose buffers are full and that takes nothing for so long is closed.
-const STUCK: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most responses fit, and leave in one piece.
+const WRITE_BUFFER: usize = 4 * 1024;
 /// How long, and for how many bytes, the client may go on sending after its last answer.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 2 * 1024 * 1024;
 
+/// What becomes of a connection after its requests.
+enum Next {
+    Stream(StreamStart),
+    /// It has had its last answer.
+    Close,
+    /// The client has closed it.
+    Gone,
+}
+
 /// Serves a client until its connection ends. Called on the thread of the connection.
 pub fn serve(socket: &TcpStream, routes: &Routes) {
     match answer_all(socket, routes) {
-        Ok(Some((from, place))) => routes.stream(socket, from, place),
-        Ok(None) => linger(socket),
-        Err(_) => {} // Nobody is there any more.
+        Ok(Next::Stream(start)) => routes.stream(socket, start),
+        Ok(Next::Close) => linger(socket),
+        Ok(Next::Gone) | Err(_) => {}
     }
 }
 
-/// Answers requests up to the last one, or to one for a stream: from where, and its place.
+/// Answers requests up to the last one, or to one for a stream.
 /// Not inlined: what it has on the stack and on the heap is not a part of a stream's memory.
 #[inline(never)]
-fn answer_all(mut socket: &TcpStream, routes: &Routes) -> io::Result<Option<(Cursor, Taken)>> {
-    socket.set_write_timeout(Some(STUCK))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Next> {
+    socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     // More than 1 KiB each, or the allocator would keep them for this thread.
-    let (mut read, mut written) = (Vec::new(), Vec::with_capacity(1280));
+    let (mut read, mut writer) = (Vec::new(), BufWriter::with_capacity(WRITE_BUFFER, socket));
     loop {
-        let (response, with_body, keep_alive) = match request::next(socket, &mut read) {
-            Ok(None) => return Err(ErrorKind::NotConnected.into()),
-            Err(Refusal(reason, status, message)) => {
-                METRICS.heads_refused.inc(&[&reason]);
-                (Response::error(status, message), true, false)
+        let request = match request::next(socket, &mut read) {
+            Incoming::Request(request) => request,
+            Incoming::Refused(refusal) => {
+                METRICS.heads_refused.inc(&[&refusal.reason]);
+                let response = Response::error(refusal.status, refusal.message);
+                response.write_to(&mut writer, true, false)?;
+                writer.flush()?;
+                return Ok(Next::Close);
             }
-            Ok(Some(request)) => match routes.answer(&request) {
-                Answer::Stream(from, place) => return Ok(Some((from, place))),
-                Answer::Response(response) => {
-                    (response, request.method != Method::Head, request.keep_alive)
-                }
-            },
+            Incoming::Ended => return Ok(Next::Gone),
         };
-        written.clear();
-        response.append_to(&mut written, with_body, keep_alive);
-        socket.write_all(&written)?;
-        if !keep_alive {
-            return Ok(None);
+        let response = match routes.answer(&request) {
+            Answer::Response(response) => response,
+            Answer::Stream(start) => return Ok(Next::Stream(start)),
+        };
+        let with_body = request.method != Method::Head;
+        response.write_to(&mut writer, with_body, request.keep_alive)?;
+        writer.flush()?;
+        if !request.keep_alive {
+            return Ok(Next::Close);
         }
     }
 }

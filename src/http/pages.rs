@@ -9,7 +9,7 @@ use super::response::Response;
 const CACHE: &str = "public, max-age=60";
 /// Nothing from another host, nothing inline.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
-    connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
+    connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'";
 
 /// All pages by their paths. The one that people see is told where its prices come from, and how
@@ -20,15 +20,16 @@ pub fn load(source: &str, made_up: bool, interval: Duration) -> Vec<(&'static st
         .replace("{{made-up}}", &made_up.to_string())
         .replace("{{interval-ms}}", &interval.as_millis().to_string());
     vec![
-        ("/", page("text/html; charset=utf-8", &index)),
-        ("/app.js", page("text/javascript; charset=utf-8", include_str!("../../static/app.js"))),
-        ("/style.css", page("text/css; charset=utf-8", include_str!("../../static/style.css"))),
-        ("/favicon.svg", page("image/svg+xml", include_str!("../../static/favicon.svg"))),
+        ("/", page("text/html; charset=utf-8", index.as_bytes())),
+        ("/app.js", page("text/javascript; charset=utf-8", include_bytes!("../../static/app.js"))),
+        ("/style.css", page("text/css; charset=utf-8", include_bytes!("../../static/style.css"))),
+        ("/favicon.svg", page("image/svg+xml", include_bytes!("../../static/favicon.svg"))),
+        ("/touch-icon.png", page("image/png", include_bytes!("../../static/touch-icon.png"))),
     ]
 }
 
-fn page(content_type: &str, text: &str) -> Response {
-    Response::new(content_type, text.to_owned())
+fn page(content_type: &str, content: &[u8]) -> Response {
+    Response::new(content_type, content)
         .header("Cache-Control", CACHE)
         .header("Content-Security-Policy", POLICY)
         .header("Referrer-Policy", "no-referrer")

@@ -7,19 +7,21 @@ use std::time::{Duration, Instant};
 
 use httparse::{Error, Header, Status};
 use tiny_http::Method;
+use ureq::http::uri::Authority;
 
 /// Bytes that a head may have, and header lines.
 pub const MAX_HEAD: usize = 8 * 1024;
 const MAX_HEADERS: usize = 64;
 /// How long a head may take, from its first byte, however it is sent; and how long a connection may
 /// be idle before that.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is read at once. More than 1 KiB, or the allocator would keep it for this thread.
 const CHUNK: usize = 1280;
 
 /// What a client asks for.
 pub struct Request {
     pub method: Method,
+    /// `*` only with OPTIONS.
     pub path: String,
     pub query: String,
     pub last_event_id: Option<String>,
@@ -27,121 +29,257 @@ pub struct Request {
     pub keep_alive: bool,
 }
 
-/// Why a request is not understood: what the metrics call it, and the answer, a status and the
-/// sentence that says what is right. After it the connection is closed.
+/// What comes next on a connection.
+pub enum Incoming {
+    Request(Request),
+    Refused(Refusal),
+    /// The client has ended the connection, or has been idle for too long.
+    Ended,
+}
+
+/// Why a request is not understood. After it the connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Refusal(pub &'static str, pub u16, pub &'static str);
+pub struct Refusal {
+    /// What the metrics call it.
+    pub reason: &'static str,
+    pub status: u16,
+    /// The sentence that says what is right.
+    pub message: &'static str,
+}
+
+impl Refusal {
+    const fn new(reason: &'static str, status: u16, message: &'static str) -> Refusal {
+        Refusal { reason, status, message }
+    }
+}
 
 const FORM: &str = "this is no HTTP/1.1 request: send GET, a path and HTTP/1.1 on the first line, \
     then headers of the form Name: value, then an empty line";
-const MALFORMED: Refusal = Refusal("malformed", 400, FORM);
+const MALFORMED: Refusal = Refusal::new("malformed", 400, FORM);
+const NO_HOST: Refusal = Refusal::new(
+    "malformed",
+    400,
+    "a request of HTTP/1.1 has one Host header, with a name or an address, such as Host: localhost:8080",
+);
+const TARGET: Refusal = Refusal::new(
+    "malformed",
+    400,
+    "ask for a path that begins with /, such as GET /price HTTP/1.1",
+);
+const FRAMING: Refusal = Refusal::new(
+    "malformed",
+    400,
+    "where this body ends is not clear, and no request here has one: send GET, and only a head",
+);
 const TOO_SLOW: Refusal =
-    Refusal("too slow", 408, "a request must be here within 5 s of its first byte");
-const BODY: Refusal = Refusal("body", 413, "no request here has a body: send GET, and only a head");
-const TOO_LONG: Refusal = Refusal("too long", 431, "a head may have 8 KiB and 64 header lines");
-const VERSION: Refusal = Refusal("version", 505, "only HTTP/1.1 and HTTP/1.0 are spoken here");
+    Refusal::new("too slow", 408, "a request must be here within 5 s of its first byte");
+const BODY: Refusal =
+    Refusal::new("body", 413, "no request here has a body: send GET, and only a head");
+const TOO_LONG: Refusal =
+    Refusal::new("too long", 431, "a head may have 8 KiB and 64 header lines");
+const VERSION: Refusal = Refusal::new("version", 505, "only HTTP/1.1 and HTTP/1.0 are spoken here");
 
-/// Waits for the next request, on a socket whose read timeout is `PATIENCE`. `bytes` are what was read
-/// and not yet parsed, bounded by `MAX_HEAD`. `None` where the client has ended the connection, or has
-/// been idle for too long.
-pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Result<Option<Request>, Refusal> {
-    let mut deadline = (!bytes.is_empty()).then(|| Instant::now() + PATIENCE);
+/// Waits for the next request, on a socket whose read timeout is `HEAD_TIMEOUT`. `bytes` are what was
+/// read and not yet parsed, bounded by `MAX_HEAD`.
+pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Incoming {
+    let mut deadline = if bytes.is_empty() { None } else { Some(Instant::now() + HEAD_TIMEOUT) };
     let mut searched = 0;
     loop {
         // Not at every byte, or a trickle would cost the square of its length.
-        let is_worth_it = searched == 0 || bytes[searched..].contains(&b'\n');
-        if is_worth_it && let Some((request, end)) = parse(bytes)? {
-            bytes.drain(..end);
-            return Ok(Some(request));
+        if searched == 0 || bytes[searched..].contains(&b'\n') {
+            match parse(bytes) {
+                Parsed::Request(request, end) => {
+                    bytes.drain(..end);
+                    return Incoming::Request(request);
+                }
+                Parsed::Refused(refusal) => return Incoming::Refused(refusal),
+                Parsed::Incomplete => {}
+            }
         }
         searched = bytes.len();
         if searched == MAX_HEAD {
-            return Err(TOO_LONG);
+            return Incoming::Refused(TOO_LONG);
         }
         // A read timeout is no deadline, so it is shortened before each further read.
-        let left = deadline.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
+        let left = match deadline {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+            None => HEAD_TIMEOUT,
+        };
         if left.is_zero() {
-            return Err(TOO_SLOW);
+            return Incoming::Refused(TOO_SLOW);
         }
-        match read(socket, bytes, left).map_err(|error| error.kind()) {
-            Ok(1..) => deadline = deadline.or_else(|| Some(Instant::now() + PATIENCE)),
-            Ok(0) if deadline.is_some() => return Err(MALFORMED),
-            Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) if deadline.is_some() => {
-                return Err(TOO_SLOW);
-            }
-            Err(ErrorKind::Interrupted) => {}
-            Ok(0) | Err(_) => return Ok(None),
+        let has_begun = deadline.is_some();
+        match read(socket, bytes, left) {
+            Ok(0) if has_begun => return Incoming::Refused(MALFORMED),
+            Ok(0) => return Incoming::Ended,
+            Ok(_) if has_begun => {}
+            Ok(_) => deadline = Some(Instant::now() + HEAD_TIMEOUT),
+            Err(error) => match error.kind() {
+                ErrorKind::Interrupted => {}
+                ErrorKind::WouldBlock | ErrorKind::TimedOut if has_begun => {
+                    return Incoming::Refused(TOO_SLOW);
+                }
+                _ => return Incoming::Ended,
+            },
         }
     }
 }
 
 /// Sets the timeout only where it is another: most requests come in one piece.
 fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::Result<usize> {
-    if timeout < PATIENCE {
+    if timeout < HEAD_TIMEOUT {
         socket.set_read_timeout(Some(timeout))?;
     }
     let start = bytes.len();
     bytes.resize(MAX_HEAD.min(start + CHUNK), 0);
     let read = socket.read(&mut bytes[start..]);
     bytes.truncate(start + read.as_ref().unwrap_or(&0));
-    if timeout < PATIENCE {
-        socket.set_read_timeout(Some(PATIENCE))?;
+    if timeout < HEAD_TIMEOUT {
+        socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     }
     read
 }
 
-/// The request, and where its head ends; `None` where that is still to come.
-fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
+/// What the bytes are that were read by now.
+enum Parsed {
+    /// And where its head ends.
+    Request(Request, usize),
+    Refused(Refusal),
+    /// The rest of the head is still to come.
+    Incomplete,
+}
+
+fn parse(bytes: &[u8]) -> Parsed {
     // On the heap, because on the stack they would be a page of every client's memory.
     let mut headers = Vec::with_capacity(MAX_HEADERS);
-    let mut parsed = httparse::Request::new(&mut []);
-    let parsing = parsed.parse_with_uninit_headers(bytes, headers.spare_capacity_mut());
-    let end = match parsing {
+    let mut head = httparse::Request::new(&mut []);
+    let end = match head.parse_with_uninit_headers(bytes, headers.spare_capacity_mut()) {
         Ok(Status::Complete(end)) => end,
-        Ok(Status::Partial) => return Ok(None),
-        Err(Error::TooManyHeaders) => return Err(TOO_LONG),
-        Err(Error::Version) => return Err(VERSION),
-        Err(_) => return Err(MALFORMED),
+        Ok(Status::Partial) => return Parsed::Incomplete,
+        Err(Error::TooManyHeaders) => return Parsed::Refused(TOO_LONG),
+        Err(Error::Version) if has_other_version(bytes) => return Parsed::Refused(VERSION),
+        Err(_) => return Parsed::Refused(MALFORMED),
     };
-    let method = parsed.method.and_then(|method| method.parse().ok()).ok_or(MALFORMED)?;
-    refuse_body(parsed.headers)?;
-    let (path, query) = split(parsed.path.unwrap_or_default());
-    let connection = values(parsed.headers, "Connection").collect::<String>().to_ascii_lowercase();
+    match read_head(&head) {
+        Ok(request) => Parsed::Request(request, end),
+        Err(refusal) => Parsed::Refused(refusal),
+    }
+}
+
+/// Whether the first line ends in a version of HTTP as it is written, such as HTTP/2.0.
+fn has_other_version(bytes: &[u8]) -> bool {
+    let text = bytes.trim_ascii_start();
+    let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let words: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b' ').collect();
+    match words[..] {
+        [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]] => {
+            major.is_ascii_digit() && minor.is_ascii_digit()
+        }
+        _ => false,
+    }
+}
+
+fn read_head(head: &httparse::Request) -> Result<Request, Refusal> {
     // In HTTP/1.0 a connection that goes on is the exception.
-    let is_old = parsed.version == Some(0);
-    let request = Request {
+    let is_old = head.version == Some(0);
+    check_host(head.headers, is_old)?;
+    check_framing(head.headers, is_old)?;
+    let method = match head.method.unwrap_or_default().parse() {
+        Ok(method) => method,
+        Err(()) => return Err(MALFORMED),
+    };
+    let target = head.path.unwrap_or_default();
+    let Some(path_and_query) = path_of(target, &method) else { return Err(TARGET) };
+    let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
+    let connection = tokens(head.headers, "Connection");
+    Ok(Request {
         method,
         path: path.to_owned(),
         query: query.to_owned(),
-        last_event_id: values(parsed.headers, "Last-Event-ID").find(|id| !id.is_empty()),
-        keep_alive: connection.contains(if is_old { "keep-alive" } else { "close" }) == is_old,
-    };
-    Ok(Some((request, end)))
+        last_event_id: values(head.headers, "Last-Event-ID").find(|id| !id.is_empty()),
+        keep_alive: if is_old {
+            connection.contains(&"keep-alive".to_owned())
+        } else {
+            !connection.contains(&"close".to_owned())
+        },
+    })
 }
 
-/// Where a body begins or ends is a matter of opinion that two programs may not share, so no request
-/// with one is answered, nor any behind it.
-fn refuse_body(headers: &[Header]) -> Result<(), Refusal> {
-    let lengths: Vec<String> = values(headers, "Content-Length").collect();
-    let is_number = |text: &String| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
-    if !lengths.iter().all(is_number) {
-        return Err(MALFORMED);
+/// HTTP/1.1 wants one Host; HTTP/1.0 may have none.
+fn check_host(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
+    let mut hosts = values(headers, "Host");
+    match (hosts.next(), hosts.next()) {
+        (None, _) if is_old => Ok(()),
+        (Some(host), None) if is_host(&host) => Ok(()),
+        _ => Err(NO_HOST),
     }
-    let is_chunked = values(headers, "Transfer-Encoding").next().is_some();
-    let has_body = is_chunked || lengths.concat().bytes().any(|digit| digit != b'0');
-    if has_body { Err(BODY) } else { Ok(()) }
 }
 
+/// A name or an address, and perhaps a port.
+fn is_host(text: &str) -> bool {
+    let Ok(authority) = text.parse::<Authority>() else { return false };
+    if text.contains(['@', ',']) {
+        return false;
+    }
+    let port = &text[authority.host().len()..];
+    port.is_empty() || port[1..].bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// No request with a body is answered, nor any behind it. Where it is not even clear where the body
+/// ends, a proxy in front may see another end than we do, and pass a hidden request on (request
+/// smuggling).
+fn check_framing(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
+    let lengths: Vec<String> = values(headers, "Content-Length").collect();
+    for length in &lengths {
+        let is_number = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number || length != &lengths[0] {
+            return Err(FRAMING);
+        }
+    }
+    let codings = tokens(headers, "Transfer-Encoding");
+    if values(headers, "Transfer-Encoding").next().is_some() {
+        let chunked = codings.iter().filter(|coding| *coding == "chunked").count();
+        let is_clear = chunked == 1 && codings.last().is_some_and(|last| last == "chunked");
+        return Err(if is_clear && lengths.is_empty() && !is_old { BODY } else { FRAMING });
+    }
+    match lengths.first() {
+        Some(length) if length.bytes().any(|digit| digit != b'0') => Err(BODY),
+        _ => Ok(()),
+    }
+}
+
+/// The values of a header, which may come several times.
 fn values<'a>(headers: &'a [Header], name: &'static str) -> impl Iterator<Item = String> + 'a {
     let named = headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
     named.map(|header| String::from_utf8_lossy(header.value).trim().to_owned())
 }
 
-/// The path and the query of a request's target, which a proxy may write as a whole URL.
-fn split(target: &str) -> (&str, &str) {
-    let rest = target.strip_prefix("http://");
-    let target = rest.map_or(target, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
-    target.split_once('?').unwrap_or((target, ""))
+/// The words of a header that is a list, in small letters.
+fn tokens(headers: &[Header], name: &'static str) -> Vec<String> {
+    let mut tokens = Vec::new();
+    for value in values(headers, name) {
+        tokens.extend(value.split(',').map(|token| token.trim().to_ascii_lowercase()));
+    }
+    tokens
+}
+
+/// The path and the query of a request's target, which a proxy may write as a whole URL. `None` where
+/// there is no path.
+fn path_of<'a>(target: &'a str, method: &Method) -> Option<&'a str> {
+    if target.starts_with('/') || (target == "*" && *method == Method::Options) {
+        return Some(target);
+    }
+    let (scheme, rest) = target.split_once("://")?;
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return None;
+    }
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    match (is_host(&rest[..end]), &rest[end..]) {
+        (false, _) => None,
+        (true, "") => Some("/"),
+        (true, path) if path.starts_with('?') => None,
+        (true, path) => Some(path),
+    }
 }
 
 #[cfg(test)]
@@ -149,22 +287,58 @@ mod tests {
     use super::*;
 
     fn request(head: &str) -> Request {
-        let (request, end) = parse(head.as_bytes()).ok().flatten().expect("a request");
-        assert_eq!(end, head.len());
-        request
+        match parse(head.as_bytes()) {
+            Parsed::Request(request, end) if end == head.len() => request,
+            Parsed::Refused(refusal) => panic!("{refusal:?} to {head:?}"),
+            _ => panic!("there is more to come after {head:?}"),
+        }
     }
 
     fn refused(head: &str) -> Option<Refusal> {
-        parse(head.as_bytes()).err()
+        match parse(head.as_bytes()) {
+            Parsed::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
     }
 
     #[test]
     fn a_head_becomes_a_request() {
-        let found = request("GET /stream?since=5 HTTP/1.1\r\nlast-event-id:  7 \r\n\r\n");
+        let found =
+            request("GET /stream?since=5 HTTP/1.1\r\nHost: a\r\nlast-event-id:  7 \r\n\r\n");
         assert_eq!((found.path.as_str(), found.query.as_str()), ("/stream", "since=5"));
         assert_eq!(found.last_event_id.as_deref(), Some("7"));
-        let whole = request("GET http://x:1/price?a HTTP/1.1\n\n");
-        assert_eq!((whole.path.as_str(), whole.query.as_str()), ("/price", "a"));
+        for target in ["http://x:1/price?a", "HTTPS://[::1]:80/price?a", "/price?a"] {
+            let found = request(&format!("GET {target} HTTP/1.1\nHost: a\n\n"));
+            assert_eq!((found.path.as_str(), found.query.as_str()), ("/price", "a"), "{target}");
+        }
+        assert_eq!(request("GET http://x HTTP/1.1\nHost: x\n\n").path, "/");
+        assert_eq!(request("OPTIONS * HTTP/1.1\nHost: x\n\n").path, "*");
+    }
+
+    #[test]
+    fn a_target_is_a_path_or_a_whole_url() {
+        for target in
+            ["*", "price", "x:80", "ftp://x/price", "http:///price", "http://u@x/", "://x/"]
+        {
+            assert_eq!(refused(&format!("GET {target} HTTP/1.1\nHost: x\n\n")), Some(TARGET));
+        }
+    }
+
+    #[test]
+    fn a_host_is_one_name_or_address_with_a_port() {
+        for host in ["a", "a:80", "a.b-c:", "[::1]:80", "[::1]", "127.0.0.1:8080", "_x~1"] {
+            assert!(is_host(host), "{host}");
+        }
+        for host in ["", "u@a", "a/b", "a, b", "a,b", "a b", "a:x", "a:80:80", "[::1", "::1", "a?b"]
+        {
+            assert!(!is_host(host), "{host}");
+        }
+        let hosts = |lines: &str| refused(&format!("GET / HTTP/1.1\r\n{lines}\r\n"));
+        assert_eq!(hosts("Host: a\r\n"), None);
+        assert_eq!(hosts(""), Some(NO_HOST));
+        assert_eq!(hosts("Host: a\r\nhost: a\r\n"), Some(NO_HOST));
+        assert_eq!(refused("GET / HTTP/1.0\r\n\r\n"), None);
+        assert_eq!(refused("GET / HTTP/1.0\r\nHost: a/b\r\n\r\n"), Some(NO_HOST));
     }
 
     #[test]
@@ -173,30 +347,62 @@ mod tests {
             ("1.1", "", true),
             ("1.1", "Connection: close\r\n", false),
             ("1.1", "Connection: Keep-Alive, CLOSE\r\n", false),
+            ("1.1", "Connection: Keep-Alive\r\nConnection: close\r\n", false),
+            ("1.1", "Connection: x-closed\r\n", true),
             ("1.0", "", false),
             ("1.0", "Connection: Keep-Alive\r\n", true),
+            ("1.0", "Connection: not-keep-alive\r\n", false),
         ] {
-            let head = format!("GET / HTTP/{version}\r\n{header}\r\n");
+            let head = format!("GET / HTTP/{version}\r\nHost: a\r\n{header}\r\n");
             assert_eq!(request(&head).keep_alive, expected, "{head}");
         }
     }
 
     #[test]
-    fn what_is_not_understood_is_told_apart() {
-        let with = |header: &str| refused(&format!("POST / HTTP/1.1\r\n{header}\r\n\r\n"));
-        assert_eq!(with("Content-Length: 0"), None);
-        assert_eq!(with("Content-Length: 00"), None);
-        assert_eq!(with("Content-Length: 99999999999999999999999"), Some(BODY));
-        assert_eq!(with("Content-Length: 0\r\nContent-Length: 5"), Some(BODY));
-        assert_eq!(with("Transfer-Encoding: identity"), Some(BODY));
-        for wrong in ["Content-Length: -5", "Content-Length:", "Content-Length: 5, 5", "X", ": y"] {
-            assert_eq!(with(wrong), Some(MALFORMED), "{wrong}");
+    fn a_version_is_another_one_or_none() {
+        for version in ["HTTP/2.0", "HTTP/1.2", "HTTP/0.9", "HTTP/9.9"] {
+            assert_eq!(refused(&format!("GET / {version}\r\n\r\n")), Some(VERSION), "{version}");
         }
-        assert_eq!(with("X: y\r\n".repeat(64).trim_end()), None);
-        assert_eq!(with("X: y\r\n".repeat(65).trim_end()), Some(TOO_LONG));
-        assert_eq!(refused("PRI * HTTP/2.0\r\n\r\n"), Some(VERSION));
-        assert_eq!(refused("GET / HTTP/1.2\r\n\r\n"), Some(VERSION));
+        for version in ["http/1.1", "foo HTTP/1.1", "HTTP/1", "HTTP/1.1x", "HTTP/11", "HTTP/2", ""]
+        {
+            assert_eq!(refused(&format!("GET / {version}\r\n\r\n")), Some(MALFORMED), "{version}");
+        }
+        assert_eq!(refused("\r\nPRI * HTTP/2.0\r\n\r\n"), Some(VERSION));
         assert_eq!(refused("GET /\r\n\r\n"), Some(MALFORMED));
         assert_eq!(refused("\x16\x03\x01\x02"), Some(MALFORMED), "a TLS handshake");
+    }
+
+    #[test]
+    fn a_body_is_refused_and_one_without_a_clear_end_as_malformed() {
+        let with = |version: &str, header: &str| {
+            refused(&format!("POST / HTTP/{version}\r\nHost: a\r\n{header}\r\n\r\n"))
+        };
+        let chunked = "Transfer-Encoding: chunked";
+        for (header, expected) in [
+            ("Content-Length: 0", None),
+            ("Content-Length: 00", None),
+            ("Content-Length: 99999999999999999999999", Some(BODY)),
+            ("Content-Length: 5\r\nContent-Length: 5", Some(BODY)),
+            ("Content-Length: 0\r\nContent-Length: 5", Some(FRAMING)),
+            ("Content-Length: -5", Some(FRAMING)),
+            ("Content-Length: 5, 5", Some(FRAMING)),
+            ("Content-Length:", Some(FRAMING)),
+            (chunked, Some(BODY)),
+            ("Transfer-Encoding: gzip, Chunked", Some(BODY)),
+            ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked", Some(BODY)),
+            ("Transfer-Encoding: identity", Some(FRAMING)),
+            ("Transfer-Encoding: xchunked", Some(FRAMING)),
+            ("Transfer-Encoding: chunked, gzip", Some(FRAMING)),
+            ("Transfer-Encoding: chunked, chunked", Some(FRAMING)),
+            ("Transfer-Encoding:", Some(FRAMING)),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 0", Some(FRAMING)),
+            ("X", Some(MALFORMED)),
+            (": y", Some(MALFORMED)),
+        ] {
+            assert_eq!(with("1.1", header), expected, "{header}");
+        }
+        assert_eq!(with("1.0", chunked), Some(FRAMING));
+        assert_eq!(with("1.1", "X: y\r\n".repeat(63).trim_end()), None);
+        assert_eq!(with("1.1", "X: y\r\n".repeat(64).trim_end()), Some(TOO_LONG));
     }
 }

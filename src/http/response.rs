@@ -1,12 +1,18 @@
 //! A response: a status, headers and usually a body. Made and written by the connection's thread;
 //! shares nothing.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 use serde_json::json;
 use tiny_http::StatusCode;
+
+use crate::feed::Event;
+
+/// It is about this moment; and a proxy that would compress a stream would hold it back.
+pub const CACHE_CONTROL: &str = "no-store, no-transform";
 
 /// The answer to one request.
 #[derive(Clone)]
@@ -14,28 +20,42 @@ pub struct Response {
     pub status: u16,
     /// Lines of the head, each with its end.
     headers: String,
-    body: String,
+    body: Body,
+}
+
+#[derive(Clone)]
+enum Body {
+    Bytes(Vec<u8>),
+    /// To be written as a JSON array, from what all who ask for it share: it may be long.
+    Updates(Vec<Arc<Event>>),
 }
 
 impl Response {
     /// A response with a body of known length.
-    pub fn new(content_type: &str, body: String) -> Response {
-        let response = Response::bare(200).header("Content-Type", content_type);
-        response.header("Content-Length", &body.len().to_string()).body(body)
+    pub fn new(content_type: &str, body: impl Into<Vec<u8>>) -> Response {
+        let body = body.into();
+        let length = body.len();
+        Response::bare(200).content(content_type, length).body(body)
     }
 
     /// A response without a body.
     pub fn bare(status: u16) -> Response {
         let headers = String::with_capacity(256);
-        let response = Response { status, headers, body: String::new() };
+        let response = Response { status, headers, body: Body::Bytes(Vec::new()) };
         response.header("X-Content-Type-Options", "nosniff")
     }
 
-    /// JSON that any page may read and that nobody may keep: it is about this moment.
+    /// JSON that any page may read and that nobody may keep.
     pub fn json(status: u16, text: String) -> Response {
-        Response { status, ..Response::new("application/json", text) }
-            .header("Cache-Control", "no-store")
-            .header("Access-Control-Allow-Origin", "*")
+        Response { status, ..Response::new("application/json", text) }.of_this_moment()
+    }
+
+    /// A JSON array of updates.
+    pub fn updates(updates: Vec<Arc<Event>>) -> Response {
+        let json: usize = updates.iter().map(|event| event.data().len()).sum();
+        let length = "[]".len() + json + updates.len().saturating_sub(",".len());
+        let response = Response::bare(200).content("application/json", length).of_this_moment();
+        Response { body: Body::Updates(updates), ..response }
     }
 
     /// The form of every error: a status and a sentence that says what was wrong and what is right.
@@ -48,8 +68,8 @@ impl Response {
         Response::error(503, message).header("Retry-After", "5")
     }
 
-    pub fn body(self, body: String) -> Response {
-        Response { body, ..self }
+    pub fn body(self, body: impl Into<Vec<u8>>) -> Response {
+        Response { body: Body::Bytes(body.into()), ..self }
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Response {
@@ -57,19 +77,40 @@ impl Response {
         self
     }
 
-    /// Appends it as it is to be written, in one piece; to `HEAD`, without the body.
-    pub fn append_to(&self, bytes: &mut Vec<u8>, with_body: bool, keep_alive: bool) {
+    fn content(self, content_type: &str, length: usize) -> Response {
+        self.header("Content-Type", content_type).header("Content-Length", &length.to_string())
+    }
+
+    fn of_this_moment(self) -> Response {
+        self.header("Cache-Control", CACHE_CONTROL).header("Access-Control-Allow-Origin", "*")
+    }
+
+    /// Writes it, to `HEAD` without the body, in many small pieces: the writer has to gather them.
+    pub fn write_to(
+        &self,
+        writer: &mut impl Write,
+        with_body: bool,
+        keep_alive: bool,
+    ) -> io::Result<()> {
         let phrase = StatusCode(self.status).default_reason_phrase();
         let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now());
         let (status, date, headers) = (self.status, date.unwrap_or_default(), &self.headers);
         let connection = if keep_alive { "keep-alive" } else { "close" };
-        // Writing to memory cannot fail.
-        let _ = write!(
-            bytes,
+        write!(
+            writer,
             "HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\n{headers}Connection: {connection}\r\n\r\n"
-        );
-        if with_body {
-            bytes.extend_from_slice(self.body.as_bytes());
+        )?;
+        match &self.body {
+            _ if !with_body => Ok(()),
+            Body::Bytes(bytes) => writer.write_all(bytes),
+            Body::Updates(updates) => {
+                let mut before = "[";
+                for update in updates {
+                    write!(writer, "{before}{}", update.data())?;
+                    before = ",";
+                }
+                writer.write_all(if updates.is_empty() { b"[]" } else { b"]" })
+            }
         }
     }
 }

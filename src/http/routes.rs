@@ -4,7 +4,6 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use serde_json::json;
 use tiny_http::Method;
 
@@ -14,148 +13,247 @@ use super::response::Response;
 use super::stream::{self, Stream};
 use crate::feed::{Cursor, Feed};
 use crate::source::{MADE_UP, Source};
-use crate::system::{Limits, METRICS, Taken};
+use crate::system::{Limits, METRICS, Permit, Semaphore};
 
 /// What is there besides the pages.
-const ROUTES: [&str; 4] = ["/stream", "/price", "/healthz", "/metrics"];
-
+const ROUTES: [&str; 5] = ["/stream", "/price", "/history", "/healthz", "/metrics"];
+const NOT_FOUND: &str = "there is /, /stream, /price, /history, /healthz, /metrics";
 const METHODS: &str = "GET, HEAD, OPTIONS";
+/// How many updates `/history` answers at most.
+const MOST_UPDATES: usize = 100_000;
 
 /// What the answers are made of. Made once, by `main`.
 pub struct Routes {
     feed: Arc<Feed>,
     pages: Vec<(&'static str, Response)>,
-    /// The name of the source.
+    /// The name of the source, and whether that is another btc-ticker.
     source: &'static str,
+    is_replica: bool,
     /// Whether prices are made up.
     made_up: bool,
     /// How every stream begins.
-    beginning: Response,
-    limits: Limits,
-    /// Tells the heartbeat that somebody took the last place, or found none.
-    full: Sender<()>,
+    stream_head: Response,
+    pub connections: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
 }
 
 /// What becomes of a request.
 pub enum Answer {
     Response(Response),
-    /// A stream from there on, for a client that has a place.
-    Stream(Cursor, Taken),
+    Stream(StreamStart),
+}
+
+/// From where on a client wants the stream, and its permit.
+pub struct StreamStart {
+    from: Cursor,
+    permit: Permit,
 }
 
 impl Routes {
-    /// `pace` is how often updates can be expected.
-    pub fn new(
-        feed: Arc<Feed>,
-        source: &Source,
-        pace: Duration,
-        limits: Limits,
-        full: Sender<()>,
-    ) -> Routes {
-        let (source, made_up) = (source.name, source.made_up);
-        let (pages, beginning) = (pages::load(source, made_up, pace), stream::beginning(made_up));
-        Routes { feed, pages, source, made_up, beginning, limits, full }
+    /// `interval` is how often updates can be expected.
+    pub fn new(feed: Arc<Feed>, source: &Source, interval: Duration, limits: Limits) -> Routes {
+        Routes {
+            feed,
+            pages: pages::load(source.name, source.made_up, interval),
+            source: source.name,
+            is_replica: source.is_origin,
+            made_up: source.made_up,
+            stream_head: stream::head(source.made_up),
+            connections: Semaphore::new(limits.connections),
+            streams: Semaphore::new(limits.streams),
+        }
     }
 
     /// Answers one request.
     pub fn answer(&self, request: &Request) -> Answer {
-        let page = self.pages.iter().find(|(path, _)| *path == request.path);
-        let route = ROUTES.into_iter().find(|route| *route == request.path);
-        let route = route.or(page.map(|(path, _)| *path));
-        let answer = match route {
-            None => Err(Response::error(404, "there is /, /stream, /price, /healthz, /metrics")),
-            // A page of another origin asks first, where it streams by `fetch`.
-            Some(_) if request.method == Method::Options => Err(Response::bare(204)
-                .header("Access-Control-Allow-Origin", "*")
-                .header("Access-Control-Allow-Methods", METHODS)
-                .header("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control")
-                .header("Access-Control-Max-Age", "86400")),
-            Some(_) if !matches!(request.method, Method::Get | Method::Head) => {
-                Err(Response::error(405, "there is only GET and HEAD").header("Allow", METHODS))
-            }
-            Some("/stream") => self.admit(request),
-            Some("/price") => Err(self.price()),
-            Some("/healthz") => Err(self.health()),
-            Some(_) => Err(page.map_or_else(|| self.metrics(), |(_, page)| page.clone())),
+        let path = request.path.as_str();
+        let page = self.pages.iter().find(|(page, _)| *page == path);
+        let route = match page {
+            Some((path, _)) => Some(*path),
+            None => ROUTES.into_iter().find(|route| *route == path),
         };
-        let status = answer.as_ref().map_or_else(|response| response.status, |_| 200);
-        METRICS.requests.inc(&[&route.unwrap_or("other"), &status]);
-        answer.map_or_else(Answer::Response, |(from, place)| Answer::Stream(from, place))
+        let answer = match (&request.method, route) {
+            // About the server as a whole, or from a page of another origin that streams by `fetch`.
+            (Method::Options, route) if route.is_some() || path == "*" => options().into(),
+            (_, None) => Response::error(404, NOT_FOUND).into(),
+            (Method::Get | Method::Head, Some("/stream")) => self.admit(request),
+            (Method::Get | Method::Head, Some("/price")) => self.price().into(),
+            (Method::Get | Method::Head, Some("/history")) => self.history(request).into(),
+            (Method::Get | Method::Head, Some("/healthz")) => self.health().into(),
+            (Method::Get | Method::Head, Some("/metrics")) => self.metrics().into(),
+            (Method::Get | Method::Head, Some(_)) => match page {
+                Some((_, page)) => page.clone().into(),
+                None => Response::error(404, NOT_FOUND).into(),
+            },
+            (_, Some(_)) => {
+                Response::error(405, "there is only GET and HEAD").header("Allow", METHODS).into()
+            }
+        };
+        let status = match &answer {
+            Answer::Response(response) => response.status,
+            Answer::Stream(_) => 200,
+        };
+        METRICS.http_requests.inc(&[&route.unwrap_or("other"), &status]);
+        answer
     }
 
     /// Streams to a client until one side ends it.
-    pub fn stream(&self, socket: &TcpStream, from: Cursor, place: Taken) {
-        let reason = Stream { socket, position: from }.run(&self.feed, &self.beginning);
-        METRICS.clients_let_go.inc(&[&reason]);
-        drop(place);
+    pub fn stream(&self, socket: &TcpStream, start: StreamStart) {
+        let stream = Stream { socket, position: start.from };
+        let reason = stream.run(&self.feed, &self.stream_head);
+        METRICS.streams_ended.inc(&[&reason]);
+        drop(start.permit);
     }
 
-    /// A place for a stream, or the response that says why there is none.
-    fn admit(&self, request: &Request) -> Result<(Cursor, Taken), Response> {
-        let from = cursor_of(request).map_err(|message| Response::error(400, message))?;
+    /// A permit for a stream, or the response that says why there is none.
+    fn admit(&self, request: &Request) -> Answer {
+        let from = match self.cursor_of(request) {
+            Ok(from) => from,
+            Err(message) => return Response::error(400, &message).into(),
+        };
+        if self.has_no_past_yet() {
+            // A client that waited here for it would get all of it again.
+            return no_price_yet().into();
+        }
         if request.method == Method::Head {
-            return Err(self.beginning.clone());
+            return self.stream_head.clone().into();
         }
-        let place = METRICS.clients.take(self.limits.streams);
-        if METRICS.clients.get() >= self.limits.streams {
-            // One word is enough until the heartbeat has heard it.
-            let _ = self.full.try_send(());
-        }
-        let Some(place) = place else {
+        let Some(permit) = self.streams.try_acquire() else {
             METRICS.clients_refused.inc();
-            return Err(Response::unavailable("the service is full; come back later"));
+            self.feed.find_gone();
+            return Response::unavailable("the service is full; come back later").into();
         };
         METRICS.clients_accepted.inc();
-        Ok((from, place))
+        Answer::Stream(StreamStart { from, permit })
     }
 
     fn price(&self) -> Response {
-        let response = match self.feed.condition().latest {
-            Some(update) => Response::json(200, update.to_json()),
-            None => Response::unavailable("there is no price yet"),
+        match self.feed.snapshot().latest {
+            Some(update) => self.marked(Response::json(200, update.to_json())),
+            None => no_price_yet(),
+        }
+    }
+
+    fn history(&self, request: &Request) -> Response {
+        let limit = match parameter(request, "limit") {
+            None => MOST_UPDATES,
+            Some(text) => match text.parse() {
+                Ok(limit @ 1..=MOST_UPDATES) => limit,
+                _ => return Response::error(400, "limit is a number from 1 to 100000"),
+            },
         };
-        if self.made_up { response.header(MADE_UP.0, MADE_UP.1) } else { response }
+        let from = match self.since(request) {
+            Ok(from) => from,
+            Err(message) => return Response::error(400, &message),
+        };
+        if self.has_no_past_yet() {
+            return no_price_yet();
+        }
+        let page = self.feed.page(from, limit);
+        let mut response = self.marked(Response::updates(page.updates));
+        if let Some(gap) = page.gap {
+            response = response.header("X-Gap", gap.data());
+        }
+        response.header("Access-Control-Expose-Headers", "X-Gap")
+    }
+
+    /// Whether this is a replica that has not heard its origin.
+    fn has_no_past_yet(&self) -> bool {
+        self.is_replica && self.feed.snapshot().latest.is_none()
     }
 
     fn health(&self) -> Response {
-        let condition = self.feed.condition();
-        let (code, status) = match (condition.age, condition.stale) {
-            (None, _) => (503, "starting"),
-            (_, true) => (503, "stale"),
-            (_, false) => (200, "ok"),
+        let snapshot = self.feed.snapshot();
+        let (code, status) = match (snapshot.is_stale, snapshot.latest) {
+            (true, _) => (503, "stale"),
+            (false, None) => (503, "starting"),
+            (false, Some(_)) => (200, "ok"),
         };
         let health = json!({
             "status": status,
             "source": self.source,
             "made_up": self.made_up,
-            "last_update_age_seconds": condition.age.map(|age| age.as_secs_f64()),
-            "updates_retained": condition.updates,
-            "clients": METRICS.clients.get(),
+            "last_update_age_seconds": snapshot.age.map(|age| age.as_secs_f64()),
+            "updates_retained": snapshot.updates,
+            "clients": self.streams.taken(),
         });
         Response::json(code, health.to_string())
     }
 
     fn metrics(&self) -> Response {
-        let condition = self.feed.condition();
-        let age = condition.age.map(|age| age.as_secs_f64());
-        let price = condition.latest.map(|update| update.price);
-        let source = format!("source=\"{}\"", if self.made_up { MADE_UP.1 } else { self.source });
-        let (streams, connections) = (self.limits.streams, self.limits.connections);
+        let snapshot = self.feed.snapshot();
+        let age = snapshot.age.map(|age| age.as_secs_f64());
+        let price = snapshot.latest.map(|update| update.price);
+        let source = if self.made_up { MADE_UP.value } else { self.source };
+        let source = format!("source=\"{source}\"");
+        let (streams, connections) = (&self.streams, &self.connections);
         let mut text = METRICS.render();
-        text.gauge("clients_max", "Streams that may be open at once.", "", Some(streams));
-        text.gauge("connections_max", "The same of connections.", "", Some(connections));
-        text.gauge("history_updates", "Updates retained.", "", Some(condition.updates));
-        text.gauge("last_update_age_seconds", "Time since the last update.", "", age);
+        for (name, help, value) in [
+            ("clients", "Streams that are open.", streams.taken()),
+            ("clients_max", "Streams that may be open at once.", streams.limit()),
+            ("connections", "Connections that are open, streams among them.", connections.taken()),
+            ("connections_max", "Connections that may be open at once.", connections.limit()),
+            ("history_updates", "Updates retained.", snapshot.updates as u64),
+        ] {
+            text.gauge(name, help, "", Some(value));
+        }
+        text.gauge("last_update_age_seconds", "Age of the last update.", "", age);
         text.gauge("price_usd", "The latest price of a bitcoin.", &source, price);
         Response::new("text/plain; version=0.0.4; charset=utf-8", text.0)
     }
+
+    /// Says of made-up prices that they are.
+    fn marked(&self, response: Response) -> Response {
+        if self.made_up { response.header(MADE_UP.header, MADE_UP.value) } else { response }
+    }
+
+    /// Where a stream is to begin. A browser that reconnects sends both forms, and the header is newer.
+    fn cursor_of(&self, request: &Request) -> Result<Cursor, String> {
+        match &request.last_event_id {
+            Some(id) => self.cursor("Last-Event-ID", id),
+            None => self.since(request),
+        }
+    }
+
+    fn since(&self, request: &Request) -> Result<Cursor, String> {
+        match parameter(request, "since") {
+            Some(since) => self.cursor("since", &since),
+            None => Ok(Cursor::Latest),
+        }
+    }
+
+    fn cursor(&self, name: &str, text: &str) -> Result<Cursor, String> {
+        let latest = self.feed.snapshot().latest;
+        Cursor::parse(name, text, latest.map_or(0, |update| update.timestamp))
+    }
 }
 
-/// Where a stream is to begin. A browser that reconnects sends both forms, and the header is newer.
-fn cursor_of(request: &Request) -> Result<Cursor, &'static str> {
-    // A client may have escaped the `:` and `+` of a time.
-    let query = request.query.replace("%3A", ":").replace("%3a", ":");
-    let query = query.replace("%2B", "+").replace("%2b", "+");
-    let since = query.split('&').find_map(|pair| pair.strip_prefix("since="));
-    request.last_event_id.as_deref().or(since).map_or(Ok(Cursor::Latest), Cursor::parse)
+impl From<Response> for Answer {
+    fn from(response: Response) -> Answer {
+        Answer::Response(response)
+    }
+}
+
+fn no_price_yet() -> Response {
+    Response::unavailable("there is no price yet")
+}
+
+fn options() -> Response {
+    Response::bare(204)
+        .header("Allow", METHODS)
+        .header("Access-Control-Allow-Origin", "*")
+        .header("Access-Control-Allow-Methods", METHODS)
+        .header("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control")
+        .header("Access-Control-Max-Age", "86400")
+}
+
+/// A parameter of the query. A client may have escaped the `:`, the `+` and the spaces of a time.
+fn parameter(request: &Request, name: &str) -> Option<String> {
+    let pairs = request.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let (_, value) = pairs.into_iter().find(|(key, _)| *key == name)?;
+    let mut value = value.to_owned();
+    for (escaped, plain) in [("%3A", ":"), ("%3a", ":"), ("%2B", "+"), ("%2b", "+"), ("%20", " ")] {
+        value = value.replace(escaped, plain);
+    }
+    Some(value)
 }

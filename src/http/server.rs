@@ -14,10 +14,10 @@ use super::connection;
 use super::request::MAX_HEAD;
 use super::response::Response;
 use super::routes::Routes;
-use crate::system::{METRICS, Seldom, Shutdown};
+use crate::system::{METRICS, RateLimitedLog, Shutdown};
 
 /// A peer that acknowledges nothing for so long is gone, however empty the buffers are.
-const DEAD: Duration = Duration::from_secs(20);
+const PEER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections that may wait to be accepted; the system lowers it to its own limit. std asks for 128,
 /// and a burst then waits for the second or third SYN of each client.
 const LISTEN_QUEUE: i32 = 16_384;
@@ -33,9 +33,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Server {
     listener: TcpListener,
     routes: Arc<Routes>,
-    /// Connections at most.
-    limit: u64,
-    faults: Seldom,
+    errors: RateLimitedLog,
 }
 
 /// Binds the address. Connections inherit the options on Linux. Called by `main`.
@@ -45,24 +43,24 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true)?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    let alive = TcpKeepalive::new().with_time(DEAD / 2).with_interval(DEAD / 4);
+    let alive = TcpKeepalive::new().with_time(PEER_TIMEOUT / 2).with_interval(PEER_TIMEOUT / 4);
     socket.set_tcp_keepalive(&alive)?;
     // Where it is missing (macOS), a peer whose network is gone is noticed by the write timeout.
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(DEAD))?;
+    socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_QUEUE)?;
     Ok(socket.into())
 }
 
 impl Server {
-    pub fn new(listener: TcpListener, routes: Routes, limit: u64) -> Arc<Server> {
-        Arc::new(Server { listener, routes: Arc::new(routes), limit, faults: Seldom::default() })
+    pub fn new(listener: TcpListener, routes: Routes) -> Arc<Server> {
+        Arc::new(Server { listener, routes: Arc::new(routes), errors: RateLimitedLog::default() })
     }
 
     /// Accepts until the service ends, whatever happens.
     pub fn accept(&self, shutdown: &Shutdown) {
-        while !shutdown.has_come() {
+        while !shutdown.is_set() {
             match self.listener.accept() {
                 Ok((socket, _)) => self.admit(socket),
                 // `stop` has shut the listener down.
@@ -70,8 +68,8 @@ impl Server {
                 Err(error) => {
                     METRICS.accept_errors.inc();
                     if !is_passing(&error) {
-                        self.faults.warn(format_args!("cannot accept connections: {error}"));
-                        shutdown.wait_until(Instant::now() + PAUSE);
+                        self.errors.warn(format_args!("cannot accept connections: {error}"));
+                        shutdown.wait_deadline(Instant::now() + PAUSE);
                     }
                 }
             }
@@ -86,28 +84,30 @@ impl Server {
 
     /// Starts the thread of a connection, or says that there is no room.
     fn admit(&self, socket: TcpStream) {
-        let Some(place) = METRICS.connections.take(self.limit) else {
+        let Some(permit) = self.routes.connections.try_acquire() else {
             METRICS.connections_refused.inc();
-            return refuse(&socket);
+            refuse(&socket);
+            return;
         };
         let socket = Arc::new(socket);
         let (served, routes) = (socket.clone(), self.routes.clone());
         let serve = move || {
             connection::serve(&served, &routes);
+            // First the descriptor, then the permit: there is one for each connection.
             drop(served);
-            drop(place);
+            drop(permit);
         };
         let thread = Builder::new().name("connection".to_owned()).stack_size(STACK);
         if let Err(error) = thread.spawn(serve) {
             METRICS.threads_refused.inc();
-            self.faults.warn(format_args!("no thread for a connection: {error}"));
+            self.errors.warn(format_args!("no thread for a connection: {error}"));
             refuse(&socket);
         }
     }
 }
 
-/// Whether it is the error of one connection, which has gone again. Any other says that something is
-/// used up: then it is for those who have it to give it back.
+/// Whether it is the error of one connection, which has gone again. Any other says that the system has
+/// run out of something, such as descriptors: then it takes time until there are some again.
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::*;
     let of_the_network = matches!(error.kind(), HostUnreachable | NetworkUnreachable | NetworkDown);
@@ -120,11 +120,11 @@ fn is_passing(error: &io::Error) -> bool {
 fn refuse(mut socket: &TcpStream) {
     let (mut read, mut written) = ([0; MAX_HEAD], Vec::new());
     let response = Response::unavailable("there are too many connections; come back later");
-    response.append_to(&mut written, true, false);
-    let _ = socket
-        .set_nonblocking(true)
-        .and_then(|()| socket.read(&mut read).or(Ok(0)))
-        .and_then(|_| socket.write_all(&written))
-        .and_then(|()| socket.shutdown(Half::Write))
-        .and_then(|()| socket.read(&mut read));
+    // Each of these may fail where the client has gone, which is then of no interest.
+    let _ = response.write_to(&mut written, true, false);
+    let _ = socket.set_nonblocking(true);
+    let _ = socket.read(&mut read);
+    let _ = socket.write_all(&written);
+    let _ = socket.shutdown(Half::Write);
+    let _ = socket.read(&mut read);
 }

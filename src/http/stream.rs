@@ -7,23 +7,28 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, never, select};
 
-use super::response::Response;
+use super::response::{CACHE_CONTROL, Response};
 use crate::feed::{Cursor, Event, Feed, Subscription};
 use crate::source::MADE_UP;
 use crate::system::{METRICS, random};
 
 /// Clients come back after 2 to 5 s, each after another time, or a restart would bring all at once.
-const RETRY_MS: (f64, f64) = (2_000.0, 5_000.0);
+const SHORTEST_RETRY_MS: f64 = 2_000.0;
+const LONGEST_RETRY_MS: f64 = 5_000.0;
 
 /// How every stream begins. Without a length, it ends when the connection does.
-pub fn beginning(made_up: bool) -> Response {
+pub fn head(made_up: bool) -> Response {
     let head = Response::bare(200)
         .header("Content-Type", "text/event-stream")
-        .header("Cache-Control", "no-store")
+        .header("Cache-Control", CACHE_CONTROL)
         .header("X-Accel-Buffering", "no")
         .header("Access-Control-Allow-Origin", "*");
-    let comment = ": prices are made up (source: demo)\n".to_owned();
-    if made_up { head.header(MADE_UP.0, MADE_UP.1).body(comment) } else { head }
+    if made_up {
+        let comment = ": prices are made up (source: demo)\n";
+        head.header(MADE_UP.header, MADE_UP.value).body(comment)
+    } else {
+        head
+    }
 }
 
 /// What a client's thread has while it streams.
@@ -37,53 +42,45 @@ impl Stream<'_> {
     /// Streams until one side ends it, and tells why it ended, as the metrics name it. A client that
     /// fell behind subscribes again, from the last update that was written to it, just as if it had
     /// gone and come back.
-    pub fn run(mut self, feed: &Arc<Feed>, beginning: &Response) -> &'static str {
-        match self.stream(feed, beginning).map_err(|error| error.kind()) {
-            Ok(()) => "shutdown",
+    pub fn run(mut self, feed: &Arc<Feed>, head: &Response) -> &'static str {
+        let Err(error) = self.stream(feed, head) else { return "shutdown" };
+        match error.kind() {
             // It took nothing for too long.
-            Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => "stuck",
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => "stuck",
             // It has closed its connection.
-            Err(_) => "gone",
+            _ => "gone",
         }
     }
 
     /// Ends when the feed has closed, or when the client fails.
-    fn stream(&mut self, feed: &Arc<Feed>, beginning: &Response) -> io::Result<()> {
-        self.open(beginning)?;
-        let mut fell_behind = false;
+    fn stream(&mut self, feed: &Arc<Feed>, head: &Response) -> io::Result<()> {
+        let mut opening = opening(head)?;
         while let Some(mut subscription) = feed.subscribe(self.position) {
-            self.catch_up(&mut subscription, fell_behind)?;
+            self.catch_up(opening, &mut subscription)?;
             self.follow(&subscription.live)?;
-            fell_behind = true;
+            opening = Vec::new();
         }
         Ok(())
     }
 
-    // Not inlined, nor is the next, so that their frames are not a part of every client's stack.
+    /// Writes `opening`, which only a new client is to have, and what the client has missed.
+    // Not inlined, so that its frame is not a part of every client's stack.
     #[inline(never)]
-    fn open(&mut self, beginning: &Response) -> io::Result<()> {
-        let retry = RETRY_MS.0 + random() * (RETRY_MS.1 - RETRY_MS.0);
-        // More than 1 KiB, or the allocator would keep it for this thread.
-        let mut bytes = Vec::with_capacity(1280);
-        beginning.append_to(&mut bytes, true, false);
-        // No empty line, here as after comments: for some clients it would be an event of its own.
-        writeln!(bytes, "retry: {retry:.0}")?;
-        self.socket.write_all(&bytes)
-    }
-
-    #[inline(never)]
-    fn catch_up(&mut self, subscription: &mut Subscription, fell_behind: bool) -> io::Result<()> {
-        let Subscription { stale, backlog, .. } = subscription;
-        METRICS.clients_fell_behind.add(fell_behind.into());
-        // The end of an outage may have been among what it missed.
-        let fresh = fell_behind.then(Event::fresh);
-        let status = stale.as_deref().or(fresh.as_ref());
-        status.into_iter().chain(&backlog.gap).try_for_each(|event| self.write(event))?;
+    fn catch_up(&mut self, opening: Vec<u8>, subscription: &mut Subscription) -> io::Result<()> {
+        // Taken out, because it may be the whole history, which would be kept for as long as the stream
+        // lasts.
+        let Some(backlog) = subscription.backlog.take() else { return Ok(()) };
+        if opening.is_empty() {
+            METRICS.clients_fell_behind.inc();
+        }
+        let mut bytes = opening;
+        for event in [&subscription.status, &backlog.gap].into_iter().flatten() {
+            bytes.extend_from_slice(event.wire.as_bytes());
+        }
+        self.socket.write_all(&bytes)?;
         self.socket.write_all(backlog.wire().as_bytes())?;
         self.position = backlog.position;
         METRICS.updates_replayed.add(backlog.updates as u64);
-        // It may be the whole history, which would be kept for as long as the stream lasts.
-        (backlog.joined, backlog.start) = Default::default();
         Ok(())
     }
 
@@ -104,12 +101,22 @@ impl Stream<'_> {
 
     fn write(&mut self, event: &Event) -> io::Result<()> {
         if let Some(update) = event.update {
-            if matches!(self.position, Cursor::After(last) if update.timestamp <= last) {
-                return Ok(()); // Another replica was ahead of this one and has told it already.
-            }
             self.position = Cursor::After(update.timestamp);
             METRICS.updates_delivered.inc();
         }
         self.socket.write_all(event.wire.as_bytes())
     }
+}
+
+/// The head of the response, and how long a client is to wait before it comes back.
+// Not inlined either.
+#[inline(never)]
+fn opening(head: &Response) -> io::Result<Vec<u8>> {
+    let retry = SHORTEST_RETRY_MS + random() * (LONGEST_RETRY_MS - SHORTEST_RETRY_MS);
+    // More than 1 KiB, or the allocator would keep it for this thread.
+    let mut bytes = Vec::with_capacity(1280);
+    head.write_to(&mut bytes, true, false)?;
+    // No empty line, here as after comments: for some clients it would be an event of its own.
+    writeln!(bytes, "retry: {retry:.0}")?;
+    Ok(bytes)
 }

@@ -2,39 +2,51 @@
 //! HTTP endpoint in CoinDesk's shape, so that fetching and parsing are the real ones.
 //! Runs on the thread `demo`; shares nothing with the service.
 
+use std::error::Error;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use serde_json::json;
 use tiny_http::{Response, Server};
 
-use crate::system::{Failure, Threads, random};
+use crate::system::{Shutdown, Threads, random};
 
 const FIRST_PRICE: f64 = 97_000.0;
 /// The price changes by at most so much of itself at a step, up or down.
 const LARGEST_STEP: f64 = 0.0005;
 
 pub struct Demo {
-    /// To be unblocked by `main` when the service stops, which ends the thread.
-    pub server: Arc<Server>,
     pub url: String,
+    server: Arc<Server>,
 }
 
 impl Demo {
     /// Starts the endpoint on a free port of this machine.
-    pub fn start(threads: &Threads) -> Result<Demo, Failure> {
-        let server = Server::http((Ipv4Addr::LOCALHOST, 0));
-        let server = Arc::new(server.map_err(|error| format!("no demo source: {error}"))?);
+    pub fn start(threads: &mut Threads) -> Result<Demo, Box<dyn Error>> {
+        let server = match Server::http((Ipv4Addr::LOCALHOST, 0)) {
+            Ok(server) => Arc::new(server),
+            Err(error) => return Err(format!("no demo source: {error}").into()),
+        };
         let url = format!("http://{}/", server.server_addr());
         let serving = server.clone();
-        threads.spawn("demo", move |_| serve(&serving))?;
-        Ok(Demo { server, url })
+        threads.spawn("demo", move |shutdown| serve(&serving, shutdown))?;
+        Ok(Demo { url, server })
+    }
+
+    /// Ends the thread, which may be waiting for a request. Called by `main`, after the shutdown.
+    pub fn stop(&self) {
+        self.server.unblock();
     }
 }
 
-fn serve(server: &Server) {
+fn serve(server: &Server, shutdown: &Shutdown) {
     let mut price = FIRST_PRICE;
-    for request in server.incoming_requests() {
+    while !shutdown.is_set() {
+        let Ok(request) = server.recv() else {
+            // It was unblocked, or could not accept a connection. Then it accepts no more, and is a
+            // source that fails, like any other.
+            continue;
+        };
         price *= 1.0 + (random() * 2.0 - 1.0) * LARGEST_STEP;
         let shown = (price * 100.0).round() / 100.0;
         let body = json!({"Data": {"BTC-USD": {"VALUE": shown}}, "Err": {}});

@@ -2,14 +2,22 @@
 //! command line. This room knows the feed, to which it publishes, and nothing of clients.
 
 pub mod demo;
+mod error;
 pub mod fetch;
-pub mod outage;
+pub mod follow;
+mod outage;
 pub mod poller;
 
-use crate::feed::Dating;
+/// A header that says of prices that they are none of a market.
+pub struct MadeUp {
+    pub header: &'static str,
+    pub value: &'static str,
+}
 
-/// Said, in a response header, of every price that is not a real one.
-pub const MADE_UP: (&str, &str) = ("X-Price-Source", "demo (made up)");
+pub const MADE_UP: MadeUp = MadeUp { header: "X-Price-Source", value: "demo (made up)" };
+
+/// After so many intervals without an update the price is stale.
+pub const STALE_AFTER: u32 = 3;
 
 /// What makes up a source.
 #[derive(Clone)]
@@ -17,15 +25,16 @@ pub struct Source {
     /// What people are told; never the URL, which may have secrets.
     pub name: &'static str,
     pub url: String,
-    /// JSON pointers into the answer.
+    /// JSON pointer into the answer.
     pub price_at: String,
-    pub timestamp_at: Option<String>,
     /// Sent as `Authorization: Apikey …` and shown nowhere.
     pub key: Option<String>,
     /// What to do where the source refuses us.
     pub advice: &'static str,
     /// Whether its prices are none of a market.
     pub made_up: bool,
+    /// Whether it is another btc-ticker, whose stream is followed.
+    pub is_origin: bool,
 }
 
 const COINDESK_ADVICE: &str = "CoinDesk's Data API needs the key of a paid plan: get one at \
@@ -44,9 +53,20 @@ impl Source {
         Source::open("Coinbase", url, "/data/amount")
     }
 
+    /// Any other JSON API, whose URL the operator gives. The pointer is Coinbase's, unless that is
+    /// given too. It gets nobody's key.
+    pub fn custom() -> Source {
+        Source { name: "custom source", ..Source::coinbase() }
+    }
+
     /// Made-up prices, from `url` in CoinDesk's shape.
     pub fn demo(url: &str) -> Source {
         Source { made_up: true, ..Source::open("demo", url, "/Data/BTC-USD/VALUE") }
+    }
+
+    /// Another btc-ticker.
+    pub fn origin(url: &str) -> Source {
+        Source { is_origin: true, ..Source::open("origin", url, "") }
     }
 
     fn open(name: &'static str, url: &str, price_at: &str) -> Source {
@@ -54,10 +74,10 @@ impl Source {
             name,
             url: url.to_owned(),
             price_at: price_at.to_owned(),
-            timestamp_at: None,
             key: None,
             advice: "the source wants credentials",
             made_up: false,
+            is_origin: false,
         }
     }
 
@@ -65,10 +85,5 @@ impl Source {
     pub fn host(&self) -> String {
         let uri: Option<ureq::http::Uri> = self.url.parse().ok();
         uri.as_ref().and_then(|uri| uri.host()).unwrap_or("?").to_owned()
-    }
-
-    /// Where the timestamps of its updates come from.
-    pub fn dating(&self) -> Dating {
-        if self.timestamp_at.is_some() { Dating::Origin } else { Dating::Own }
     }
 }

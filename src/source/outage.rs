@@ -1,55 +1,75 @@
-//! An outage of the source: from the first failure to the next success. It decides when to try
-//! again, and keeps the log short. Owned by the poller's thread.
+//! Outages of the source: from the first failure to the next success. Decides when to try again, keeps
+//! the log short, and leaves the reason with the feed. Owned by the poller's or the follower's thread.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::fetch::{Failure, Reason};
-use crate::system::random;
+use super::error::{FetchError, NO_CONNECTION};
+use super::{STALE_AFTER, Source};
+use crate::feed::Feed;
+use crate::system::{METRICS, random};
 
 /// The longest pause that we choose ourselves; the interval, where that is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The longest that a source can send us away for: its `Retry-After` may be a mistake.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-pub struct Outage {
-    /// The name of the source.
-    source: &'static str,
+/// How the source fares, as the feed and the log are told.
+pub struct Outages {
+    name: &'static str,
+    interval: Duration,
+    feed: Arc<Feed>,
+    /// `None` while all is well.
+    current: Option<Outage>,
+}
+
+struct Outage {
     began: Instant,
     failures: u32,
-    /// Why prices have stopped coming, for those who ask.
-    pub reason: String,
+    reason: String,
 }
 
-impl Outage {
-    /// Begins with the first failure. Says all there is to say about it.
-    pub fn new(source: &'static str, failure: &Failure) -> Outage {
-        let reason = told(failure);
-        log::warn!("no price from {source}: {reason} ({})", failure.detail);
-        Outage { source, began: Instant::now(), failures: 0, reason }
+impl Outages {
+    pub fn new(source: &Source, interval: Duration, feed: Arc<Feed>) -> Outages {
+        Outages { name: source.name, interval, feed, current: None }
     }
 
-    /// Takes note of a failure, and returns how long to leave the source alone; `None` is until the
-    /// next tick, as ever.
-    pub fn note(&mut self, failure: &Failure, interval: Duration) -> Option<Duration> {
-        self.failures += 1;
-        self.reason = told(failure);
-        let asked = failure.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER).max(interval));
-        let own = (self.failures > 1).then(|| backoff(self.failures, interval));
+    /// The source was heard, which is good for `patience`. Ends an outage.
+    pub fn source_is_well(&mut self, patience: Duration) {
+        if let Some(Outage { began, failures, reason }) = self.current.take() {
+            let time = began.elapsed().as_secs_f64();
+            let name = self.name;
+            log::info!(
+                "prices from {name} again after {failures} failures in {time:.1} s: {reason}"
+            );
+        }
+        self.feed.source_is_well(patience);
+    }
+
+    /// The source has failed. Returns how long to leave it alone; `None` is until the next tick, as
+    /// ever.
+    pub fn source_fails(&mut self, error: &FetchError) -> Option<Duration> {
+        METRICS.fetches.inc(&[&error.reason]);
+        let FetchError { reason, detail, retry_after } = error;
+        self.feed.source_fails(reason, self.interval * STALE_AFTER);
+        if self.current.is_none() {
+            let is_offline = reason == NO_CONNECTION;
+            let hint = if is_offline { "; without internet, --source demo works" } else { "" };
+            log::warn!("no price from {}: {reason} ({detail}){hint}", self.name);
+        }
+        let outage = self.current.get_or_insert_with(|| Outage {
+            began: Instant::now(),
+            failures: 0,
+            reason: String::new(),
+        });
+        outage.failures += 1;
+        outage.reason.clone_from(reason);
+        let own =
+            if outage.failures > 1 { Some(backoff(outage.failures, self.interval)) } else { None };
+        let asked = retry_after.map(|pause| pause.min(LONGEST_RETRY_AFTER).max(self.interval));
+        // The longer one: `None` is less than any.
         asked.max(own)
     }
-
-    /// Ends with a success.
-    pub fn end(self) {
-        let Outage { source, began, failures, reason } = self;
-        let time = began.elapsed().as_secs_f64();
-        log::info!("prices from {source} again after {failures} failures in {time:.1} s: {reason}");
-    }
-}
-
-fn told(failure: &Failure) -> String {
-    let is_offline = failure.reason == Reason::Unreachable;
-    let hint = if is_offline { "; without internet, --source demo works" } else { "" };
-    format!("{}{hint}", failure.reason)
 }
 
 /// Doubles from the interval, with jitter, so that many who fail together do not return together.

@@ -1,15 +1,14 @@
 //! The service asks itself how it is: `btc-ticker --check-health`, for a container without `curl`.
 
+use std::error::Error;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use ureq::Agent;
 
-use super::Failure;
-
 /// Asks the service at `address` and prints its answer. An error where that is not "ok". Connecting to
 /// "any address" (0.0.0.0) reaches this machine.
-pub fn check(address: SocketAddr) -> Result<(), Failure> {
+pub fn check(address: SocketAddr) -> Result<(), Box<dyn Error>> {
     let config = Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(3)))
         .http_status_as_error(false)

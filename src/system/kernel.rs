@@ -10,16 +10,23 @@ use nix::sys::signal::{SigSet, Signal};
 /// Opens /dev/null in place of standard streams that were closed, as std's own start does. Otherwise a
 /// file or a socket would get their number, and the log would go there.
 pub fn open_standard_streams() {
-    let null = || File::options().read(true).write(true).open("/dev/null").ok();
-    while null().filter(|file| file.as_raw_fd() <= 2).map(mem::forget).is_some() {}
+    // The system gives the lowest number that is free.
+    while let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        if null.as_raw_fd() > 2 {
+            return;
+        }
+        mem::forget(null);
+    }
 }
 
 /// Makes writing to a pipe that nobody reads an error rather than the end, as std's own start does,
 /// and writing beyond the limit of a file's size (`ulimit -f`) too.
 /// The threads inherit it.
 pub fn survive_broken_pipes() {
-    // It fails only for an unknown argument.
-    let _ = [Signal::SIGPIPE, Signal::SIGXFSZ].map(|it| SigSet::from(it).thread_block());
+    for signal in [Signal::SIGPIPE, Signal::SIGXFSZ] {
+        // It fails only for an unknown argument.
+        let _ = SigSet::from(signal).thread_block();
+    }
 }
 
 /// Lets a thread that wakes wait for its turn, rather than interrupt the one that woke it: an update
@@ -36,7 +43,7 @@ pub fn wake_in_batches() {
     };
 }
 
-/// Gives this process a wide table for its sleeping threads. Linux 6.16 and later size it by the
+/// Gives this process a wide table for its sleeping threads. Linux 6.17 and later size it by the
 /// number of processors, so that on two of them thousands of threads share 16 chains, and waking one
 /// searches through a chain of hundreds. Spares a third of the CPU time of a delivery.
 #[allow(unsafe_code)]

@@ -1,9 +1,10 @@
-//! What this machine allows: descriptors, threads, and from both the number of connections.
+//! What this machine allows: descriptors, threads and memory, and from them the number of connections.
 //! Read and set once, at the start, by `main`.
 //!
 //! A connection is one descriptor and one thread, from its first byte to its last.
 
 use std::fs;
+use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -11,6 +12,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// answered while streams are full; where there are few, these.
 const SPARE_SHARE: u64 = 32;
 const LEAST_SPARE: u64 = 4;
+/// Memory of the machine for one stream, the kernel's part included, as the benchmark measures it.
+const BYTES_PER_CONNECTION: u64 = 72 * 1024;
+/// Memory of the program itself, with a long history.
+const OWN_BYTES: u64 = 32 * 1024 * 1024;
 
 /// How many connections the service takes, and how many of them may be streams.
 #[derive(Clone, Copy)]
@@ -19,18 +24,37 @@ pub struct Limits {
     pub streams: u64,
 }
 
+/// Something of which this machine has only so much.
+struct Bound {
+    name: &'static str,
+    value: u64,
+    /// How much of it the program itself needs, and how much each connection.
+    own: u64,
+    each: u64,
+}
+
+impl Bound {
+    fn connections(&self) -> u64 {
+        self.value.saturating_sub(self.own) / self.each
+    }
+}
+
 impl Limits {
     /// Raises the limit of descriptors and divides what there is. `wanted` streams are granted where
     /// they fit; where not, the log says which limit to raise, and to what.
     pub fn claim(wanted: Option<u64>) -> Limits {
-        let lowest = bounds().into_iter().flatten().min();
-        let (connections, name, value, own, each) = lowest.unwrap_or((2, "no limit", 0, 0, 1));
-        let connections = connections.max(2);
+        let bounds = bounds();
+        let lowest = bounds.iter().min_by_key(|bound| bound.connections());
+        let lowest = lowest.expect("descriptors are always limited");
+        let connections = lowest.connections().max(2);
         let spare = (connections / SPARE_SHARE).max(LEAST_SPARE).min(connections / 2);
         let possible = connections - spare;
         let streams = wanted.unwrap_or(possible).min(possible);
+        let Bound { name, value, own, each } = lowest;
         log::info!("limits: {streams} streams, {connections} connections ({name} {value})");
-        if let Some(wanted) = wanted.filter(|wanted| *wanted > possible) {
+        if let Some(wanted) = wanted
+            && wanted > possible
+        {
             let needed = wanted + (wanted / (SPARE_SHARE - 1) + 1).max(LEAST_SPARE);
             let enough = needed * each + own;
             log::warn!(
@@ -41,32 +65,66 @@ impl Limits {
     }
 }
 
-/// How many connections a limit allows; its name and value; how much of it the program itself needs,
-/// and how much each connection.
-type Bound = (u64, &'static str, u64, u64, u64);
-
 /// Those that are known here. Descriptors are raised as far as this process may.
-fn bounds() -> [Option<Bound>; 5] {
+fn bounds() -> Vec<Bound> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((256, 256));
-    let descriptors = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_or(soft, |()| hard);
-    let file = |path: &str| fs::read_to_string(path).ok()?.trim().parse().ok();
-    let cgroup = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let cgroup = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
-    let pids_max = format!("/sys/fs/cgroup{}/pids.max", cgroup.unwrap_or_default());
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    let descriptors = if raised.is_ok() { hard } else { soft };
+    // Of its own: standard streams, listener, source, journal, name look-ups, log.
+    let mut bounds = vec![Bound { name: "ulimit -Hn", value: descriptors, own: 32, each: 1 }];
     #[cfg(target_os = "linux")]
-    let threads = getrlimit(Resource::RLIMIT_NPROC).ok().map(|(soft, _)| soft);
-    #[cfg(not(target_os = "linux"))]
-    let threads = None;
-    let bound = |name, value: Option<u64>, own, each| {
-        value.map(|value| (value.saturating_sub(own) / each, name, value, own, each))
-    };
-    [
-        // Of its own: standard streams, listener, source, journal, name look-ups, log.
-        bound("ulimit -Hn", Some(descriptors), 32, 1),
+    if let Ok((processes, _)) = getrlimit(Resource::RLIMIT_NPROC) {
+        bounds.push(Bound { name: "ulimit -u", value: processes, own: 64, each: 1 });
+    }
+    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = group.lines().find_map(|line| line.strip_prefix("0::"));
+    let of_group = |file: &str| lowest_of_group(Path::new("/sys/fs/cgroup"), group?, file);
+    let memory = "memory.max of the control group";
+    for (name, value, own, each) in [
         // A thread has a stack and its guard.
-        bound("vm.max_map_count", file("/proc/sys/vm/max_map_count"), 2_048, 2),
-        bound("kernel.pid_max", file("/proc/sys/kernel/pid_max"), 64, 1),
-        bound("pids.max of the control group", file(&pids_max), 64, 1),
-        bound("ulimit -u", threads, 64, 1),
-    ]
+        ("vm.max_map_count", number("/proc/sys/vm/max_map_count"), 2_048, 2),
+        ("kernel.pid_max", number("/proc/sys/kernel/pid_max"), 64, 1),
+        ("kernel.threads-max", number("/proc/sys/kernel/threads-max"), 64, 1),
+        ("pids.max of the control group", of_group("pids.max"), 64, 1),
+        (memory, of_group("memory.max"), OWN_BYTES, BYTES_PER_CONNECTION),
+    ] {
+        if let Some(value) = value {
+            bounds.push(Bound { name, value, own, each });
+        }
+    }
+    bounds
+}
+
+/// The number in a file. `None` where there is no such file, or the word "max".
+fn number(path: impl AsRef<Path>) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    text.trim().parse().ok()
+}
+
+/// The lowest of the limits of a control group and its ancestors: each of them holds.
+fn lowest_of_group(root: &Path, group: &str, file: &str) -> Option<u64> {
+    let own = root.join(group.trim_start_matches('/'));
+    let groups = own.ancestors().take_while(|folder| folder.starts_with(root));
+    groups.filter_map(|folder| number(folder.join(file))).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_limit_of_a_group_and_its_ancestors_holds() {
+        let root = std::env::temp_dir().join(format!("btc-ticker-limits-{}", std::process::id()));
+        let group = root.join("system.slice/docker/service");
+        fs::create_dir_all(&group).unwrap();
+        fs::write(group.join("memory.max"), "max\n").unwrap();
+        fs::write(group.join("../memory.max"), "1000\n").unwrap();
+        fs::write(root.join("memory.max"), "5000\n").unwrap();
+        let lowest = |group: &str| lowest_of_group(&root, group, "memory.max");
+        assert_eq!(lowest("/system.slice/docker/service"), Some(1000));
+        assert_eq!(lowest("/system.slice"), Some(5000));
+        assert_eq!(lowest("/"), Some(5000));
+        assert_eq!(lowest_of_group(&root, "/system.slice", "pids.max"), None);
+        fs::remove_dir_all(&root).unwrap();
+    }
 }

@@ -16,18 +16,19 @@ pub fn start() {
 
 /// Logs a fault that may come by the thousand, one line in ten seconds.
 #[derive(Default)]
-pub struct Seldom {
+pub struct RateLimitedLog {
     /// When the last line was logged. Held for a look at it.
     last: Mutex<Option<Instant>>,
 }
 
-impl Seldom {
+impl RateLimitedLog {
     pub fn warn(&self, message: impl Display) {
         let mut last = self.last.lock();
-        if last.is_none_or(|at| at.elapsed() > WARN_EVERY) {
-            *last = Some(Instant::now());
-            drop(last);
-            log::warn!("{message}");
+        if last.is_some_and(|at| at.elapsed() < WARN_EVERY) {
+            return;
         }
+        *last = Some(Instant::now());
+        drop(last);
+        log::warn!("{message}");
     }
 }

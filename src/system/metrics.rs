@@ -7,52 +7,53 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-/// The table of metrics: each with its type here, its name, and what it counts.
-macro_rules! metrics {
-    ($($field:ident: $type:ident($($label:literal),*) $name:literal $kind:literal $help:literal;)*) => {
-        pub struct Metrics { $(#[doc = $help] pub $field: $type,)* }
+/// Makes the counters from the table below: each with its name, its labels and what it counts.
+macro_rules! counters {
+    ($($name:ident: $type:ident($($label:literal),*) $help:literal;)*) => {
+        pub struct Metrics { $(#[doc = $help] pub $name: $type,)* }
 
         /// The counters of this process.
-        pub static METRICS: Metrics = Metrics { $($field: $type::new(&[$($label),*]),)* };
+        pub static METRICS: Metrics = Metrics { $($name: $type::new(&[$($label),*]),)* };
 
         impl Metrics {
             /// All of them as Prometheus wants them.
             pub fn render(&self) -> Text {
                 let mut text = Text(String::new());
-                $(text.family($name, $kind, $help); self.$field.render($name, &mut text);)*
+                $(
+                    let name = concat!(stringify!($name), "_total");
+                    text.family(name, "counter", $help);
+                    self.$name.render(name, &mut text);
+                )*
                 text
             }
         }
     };
 }
 
-metrics! {
-    updates_published: Number() "updates_published_total" "counter" "Updates published.";
-    updates_delivered: Number() "updates_delivered_total" "counter" "Updates written to clients as they came.";
-    updates_replayed: Number() "updates_replayed_total" "counter" "Updates written to clients from the history.";
-    clients: Number() "clients" "gauge" "Streams that are open.";
-    clients_accepted: Number() "clients_accepted_total" "counter" "Streams opened.";
-    clients_refused: Number() "clients_refused_total" "counter" "Streams refused because the service was full.";
-    clients_let_go: Labelled("reason") "clients_let_go_total" "counter" "Streams ended, by reason.";
-    clients_fell_behind: Number() "clients_fell_behind_total" "counter" "Times that a client was too slow and lost its channel.";
-    connections: Number() "connections" "gauge" "Connections that are open, streams among them.";
-    connections_refused: Number() "connections_refused_total" "counter" "Connections refused because there were too many.";
-    threads_refused: Number() "threads_refused_total" "counter" "Connections refused because the system had no thread for them.";
-    accept_errors: Number() "accept_errors_total" "counter" "Times that a connection could not be accepted.";
-    journal_updates: Number() "journal_updates_total" "counter" "Updates written to the journal.";
-    journal_errors: Number() "journal_errors_total" "counter" "Times that writing the journal, syncing it or rewriting it failed.";
-    journal_late: Number() "journal_late_total" "counter" "Times that the journal took too long, so that clients did not wait for it.";
-    requests: Labelled("path", "status") "http_requests_total" "counter" "Requests answered, by path and status.";
-    heads_refused: Labelled("reason") "heads_refused_total" "counter" "Requests that were not understood, by reason.";
-    fetches: Labelled("outcome") "fetches_total" "counter" "Fetches from the source, by outcome.";
+counters! {
+    updates_published: Counter() "Updates published.";
+    updates_delivered: Counter() "Updates written to clients as they came.";
+    updates_replayed: Counter() "Updates written to clients from the history.";
+    clients_accepted: Counter() "Streams opened.";
+    clients_refused: Counter() "Streams refused because the service was full.";
+    clients_fell_behind: Counter() "Times that a client was too slow and lost its channel.";
+    streams_ended: LabelledCounter("reason") "Streams ended, by reason.";
+    connections_refused: Counter() "Connections refused because there were too many.";
+    threads_refused: Counter() "Connections refused because the system had no thread for them.";
+    accept_errors: Counter() "Times that a connection could not be accepted.";
+    journal_updates: Counter() "Updates appended to the journal.";
+    journal_errors: Counter() "Times that the disk did not take what the journal is to have.";
+    http_requests: LabelledCounter("path", "status") "Requests answered, by path and status.";
+    heads_refused: LabelledCounter("reason") "Requests that were not understood, by reason.";
+    fetches: LabelledCounter("outcome") "Answers and failures of the source, by outcome.";
 }
 
-/// A number that threads change without waiting for each other.
-pub struct Number(AtomicU64);
+/// A number that threads raise without waiting for each other.
+pub struct Counter(AtomicU64);
 
-impl Number {
-    const fn new(_: &[&str]) -> Number {
-        Number(AtomicU64::new(0))
+impl Counter {
+    const fn new(_: &[&str]) -> Counter {
+        Counter(AtomicU64::new(0))
     }
 
     pub fn inc(&self) {
@@ -61,12 +62,6 @@ impl Number {
 
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
-    }
-
-    /// Takes one of `limit`; `None` where all are taken.
-    pub fn take(&'static self, limit: u64) -> Option<Taken> {
-        let more = |n| (n < limit).then_some(n + 1);
-        self.0.fetch_update(Relaxed, Relaxed, more).ok().map(|_| Taken(self))
     }
 
     pub fn get(&self) -> u64 {
@@ -78,25 +73,16 @@ impl Number {
     }
 }
 
-/// One of a limited number, such as a place; given back when it is dropped.
-pub struct Taken(&'static Number);
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Relaxed);
-    }
-}
-
 /// Numbers by labels, for what happens at most once a request.
-pub struct Labelled {
+pub struct LabelledCounter {
     names: &'static [&'static str],
     /// By labels as Prometheus wants them, such as `reason="gone"`. Held for one look or change.
     counts: Mutex<BTreeMap<String, u64>>,
 }
 
-impl Labelled {
-    const fn new(names: &'static [&'static str]) -> Labelled {
-        Labelled { names, counts: Mutex::new(BTreeMap::new()) }
+impl LabelledCounter {
+    const fn new(names: &'static [&'static str]) -> LabelledCounter {
+        LabelledCounter { names, counts: Mutex::new(BTreeMap::new()) }
     }
 
     /// Counts one for these values, in the order of the labels in the table.
@@ -104,6 +90,7 @@ impl Labelled {
         let mut labels = String::with_capacity(64);
         for (name, value) in self.names.iter().zip(values) {
             let comma = if labels.is_empty() { "" } else { "," };
+            // Writing to a String cannot fail, here and below.
             let _ = write!(labels, "{comma}{name}=\"{value}\"");
         }
         *self.counts.lock().entry(labels).or_default() += 1;
@@ -116,14 +103,16 @@ impl Labelled {
     }
 }
 
-/// Prometheus text as it grows. Writing to a String cannot fail.
+/// Prometheus text as it grows.
 pub struct Text(pub String);
 
 impl Text {
     /// A number that only the moment of asking knows; left out where it is not known either.
     pub fn gauge(&mut self, name: &str, help: &str, labels: &str, value: Option<impl Display>) {
         self.family(name, "gauge", help);
-        value.into_iter().for_each(|value| self.sample(name, labels, value));
+        if let Some(value) = value {
+            self.sample(name, labels, value);
+        }
     }
 
     fn family(&mut self, name: &str, kind: &str, help: &str) {

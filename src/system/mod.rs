@@ -1,5 +1,6 @@
 //! What is true of this machine: threads and how they end, limits, the clock, the log, and the
-//! numbers that operators look at. Knows nothing of prices and nothing of HTTP.
+//! numbers that operators look at. Knows nothing of prices. (The health check is a client of the
+//! service, and the one part of this room that speaks HTTP.)
 
 mod clock;
 pub mod health;
@@ -7,13 +8,12 @@ pub mod kernel;
 mod limits;
 pub mod logging;
 mod metrics;
+mod semaphore;
 mod threads;
 
-pub use clock::{random, unix_millis};
+pub use clock::{latest_plausible, parse_duration, random, unix_millis};
 pub use limits::Limits;
-pub use logging::Seldom;
-pub use metrics::{METRICS, Taken};
+pub use logging::RateLimitedLog;
+pub use metrics::METRICS;
+pub use semaphore::{Permit, Semaphore};
 pub use threads::{Shutdown, Threads};
-
-/// What ends the program with an error.
-pub type Failure = Box<dyn std::error::Error>;

@@ -1,0 +1,41 @@
+//! The publisher: the one way from a source to everybody. An update is in the journal before anybody
+//! can see it. Owned by the thread that has the updates: the poller, or in a replica the follower.
+
+use std::sync::Arc;
+
+use super::{Feed, Journal, Update};
+
+pub struct Publisher {
+    feed: Arc<Feed>,
+    journal: Option<Journal>,
+}
+
+impl Publisher {
+    pub fn new(feed: Arc<Feed>, journal: Option<Journal>) -> Publisher {
+        Publisher { feed, journal }
+    }
+
+    /// Publishes an update, whose timestamp is above that of the last. Waits for the disk, where
+    /// there is a journal, and for nothing else.
+    pub fn publish(&mut self, update: Update) {
+        if let Some(journal) = &mut self.journal {
+            journal.append(update, &self.feed);
+        }
+        self.feed.publish(update);
+    }
+
+    /// Lets the journal do what takes longer: to be called when no other update is waiting.
+    pub fn settle(&mut self) {
+        if let Some(journal) = &mut self.journal {
+            journal.settle(&self.feed);
+        }
+    }
+
+    /// Updates are missing between the last and the one at `oldest`, which comes next.
+    pub fn mark_gap(&mut self, oldest: u64) {
+        self.feed.mark_gap(oldest);
+        if let Some(journal) = &mut self.journal {
+            journal.mark_gap();
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Why there is no price: everything that a source can get wrong.
+
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+
+use super::MADE_UP;
+
+/// The reasons in a word or two, fit for everybody's eyes: clients, metrics and the log. (An answer with
+/// an error has its status as a reason: `HTTP 500`.)
+pub const TIMED_OUT: &str = "timed out";
+/// Also where the name is not found, as on a machine without internet.
+pub const NO_CONNECTION: &str = "connection failed";
+pub const TOO_LARGE: &str = "too large";
+pub const NOT_JSON: &str = "not JSON";
+pub const NO_PRICE: &str = "no price";
+pub const NOT_A_PRICE: &str = "not a price";
+/// What should be the stream of an origin is none.
+pub const NOT_A_STREAM: &str = "not a stream";
+
+#[derive(Debug)]
+pub struct FetchError {
+    pub reason: String,
+    /// For the log alone.
+    pub detail: String,
+    /// How long the source asks to be left alone.
+    pub retry_after: Option<Duration>,
+}
+
+impl FetchError {
+    pub fn new(reason: &str, detail: impl Into<String>) -> FetchError {
+        FetchError { reason: reason.to_owned(), detail: detail.into(), retry_after: None }
+    }
+
+    /// Made-up prices where real ones are expected.
+    pub fn made_up() -> FetchError {
+        let detail = "to show the prices of a demo, run this one as a demo too";
+        FetchError::new(MADE_UP.value, detail)
+    }
+}
+
+impl From<io::Error> for FetchError {
+    fn from(error: io::Error) -> FetchError {
+        let reason = match error.kind() {
+            // A read timeout of a socket is called so.
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => TIMED_OUT,
+            _ => NO_CONNECTION,
+        };
+        FetchError::new(reason, error.to_string())
+    }
+}
+
+impl From<ureq::Error> for FetchError {
+    fn from(error: ureq::Error) -> FetchError {
+        let reason = match &error {
+            ureq::Error::Io(io) if io.kind() == ErrorKind::TimedOut => TIMED_OUT,
+            ureq::Error::Timeout(_) => TIMED_OUT,
+            ureq::Error::BodyExceedsLimit(_) => TOO_LARGE,
+            _ => NO_CONNECTION,
+        };
+        FetchError::new(reason, error.to_string())
+    }
+}
