@@ -10,6 +10,7 @@ mod churn;
 mod client;
 mod crowd;
 mod fan_out;
+mod plot;
 mod price;
 mod report;
 mod server;
@@ -18,6 +19,7 @@ mod sse;
 mod trial;
 
 use std::io::{IsTerminal, Write, stderr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
@@ -78,6 +80,10 @@ struct Arguments {
     #[arg(long)]
     json: bool,
 
+    /// Draw the fan-out too: time to the last client, and memory, over the number of clients
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+
     /// What cargo says when it means it, and does not just test that benchmarks build.
     #[arg(long, hide = true)]
     bench: bool,
@@ -95,11 +101,16 @@ fn main() -> Result<()> {
         churn_for: Duration::from_secs(arguments.churn_for),
     };
     let kinds = [&[Kind::BtcTicker], &arguments.peer[..]].concat();
+    let mut rows = plan(&arguments, &kinds, raise_descriptor_limit()?);
+    // A path that is wrong is told now, not after an hour.
+    let plot = match &arguments.plot {
+        Some(path) => Some(plot::open(path, &rows)?),
+        None => None,
+    };
     for kind in &kinds {
         kind.build()?;
     }
 
-    let mut rows = plan(&arguments, &kinds, raise_descriptor_limit()?);
     let total = rows.len() * arguments.runs;
     for run in 0..arguments.runs {
         for (nth, row) in rows.iter_mut().enumerate() {
@@ -111,12 +122,17 @@ fn main() -> Result<()> {
         }
     }
     progress("");
+    // Before the tables, because printing ends the program if nobody reads on; it fails only after them.
+    let drawn = match plot {
+        Some(mut file) => plot::write(&mut file, &rows, arguments.runs),
+        None => Ok(()),
+    };
     if arguments.json {
         println!("{:#}", report::json(&rows, arguments.runs));
     } else {
         print!("{}", report::tables(&rows, arguments.runs));
     }
-    Ok(())
+    drawn
 }
 
 fn plan(arguments: &Arguments, kinds: &[Kind], most: usize) -> Vec<Row> {

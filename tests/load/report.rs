@@ -39,6 +39,12 @@ impl Row {
         first.iter().enumerate().map(of_all).collect()
     }
 
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        let summary = self.summary();
+        let (_, value) = summary.iter().find(|figure| figure.0 == name)?;
+        Some(*value)
+    }
+
     fn failures(&self) -> impl Iterator<Item = &String> {
         self.runs.iter().filter_map(|run| run.as_ref().err())
     }
@@ -121,7 +127,7 @@ fn aligned(lines: &[Vec<String>]) -> String {
     text
 }
 
-fn readable(value: f64) -> String {
+pub fn readable(value: f64) -> String {
     match value {
         negative if negative < 0.0 => format!("-{}", readable(-negative)),
         whole if whole.fract() == 0.0 => grouped(whole as usize),
@@ -131,14 +137,14 @@ fn readable(value: f64) -> String {
     }
 }
 
-fn grouped(number: usize) -> String {
+pub fn grouped(number: usize) -> String {
     if number < 1000 {
         return number.to_string();
     }
     format!("{},{:03}", grouped(number / 1000), number % 1000)
 }
 
-fn machine() -> String {
+pub fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
