@@ -24,11 +24,11 @@ const MOST_UPDATES: usize = 100_000;
 /// for the source.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 
-/// Called by the system itself rather than by std, which would give every thread a signal stack,
-/// if only to name the thread that overflows its stack: two memory mappings more, so that the usual
-/// `vm.max_map_count` of 65,530 would be enough for 15,800 clients instead of 31,700. And where
-/// there are no more mappings, the process would abort rather than be told that there is no thread.
-/// Only there, because elsewhere (musl) std would not know the arguments.
+/// std's own `main` would give every thread a signal stack, only to name a thread that overflows its stack.
+/// That is two more memory mappings each: the usual `vm.max_map_count` of 65,530 would be enough for
+/// 15,800 clients instead of 31,700. And where a thread gets no mapping for it the process would abort,
+/// where ours is told an error. So the C library calls us. Elsewhere (musl) std needs its own start, or
+/// it would not know the arguments.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
@@ -111,6 +111,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let end = threads.wait();
     match end {
         Ok(()) => log::info!("stopping: asked by a signal"),
+        // The shutdown is still open: the other threads end with the process.
         Err(name) => log::info!("stopping: the thread {name} has ended by itself"),
     }
     let deadline = Instant::now() + SHUTDOWN_GRACE;

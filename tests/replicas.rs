@@ -268,6 +268,9 @@ fn a_replica_with_a_journal_comes_back_with_all_of_it_and_without_a_gap() {
         seen.extend(stream.updates(10));
         last = seen.last().unwrap().id.unwrap();
         replica.stop(Signal::SIGKILL);
+        // A line that was not written to its end: the origin has what it lacks.
+        let mut file = std::fs::OpenOptions::new().append(true).open(&journal).unwrap();
+        file.write_all(b"{\"timest").unwrap();
     }
     assert_in_order(&seen);
     assert_eq!(all_up_to(&origin, seen.last().unwrap()), seen);

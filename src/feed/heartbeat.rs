@@ -1,5 +1,5 @@
 //! The heartbeat: a thread that keeps quiet streams open, and tells when prices have stopped coming.
-//! Shares the feed, and waits for nobody else: so it tells it also where the poller hangs.
+//! Shares the feed, and waits for nobody else: so clients are told even where the poller hangs.
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use crate::system::unix_millis;
 
 /// A backlog up to this long is joined for the client; a longer one is cut out of what all share.
 const SMALL_BACKLOG: usize = 64;
-/// How soon after the newest update has expired it is looked whether there is a newer one.
+/// The newest update stays though it has expired. So often it is looked whether a newer one lets it go.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub struct History {
@@ -23,6 +23,8 @@ pub struct History {
     /// A cursor below this timestamp has missed something that is gone. `None` while nothing is known:
     /// then the first update decides.
     complete_since: Option<u64>,
+    /// Whether the updates are made by this process, rather than by an origin.
+    makes_updates: bool,
     retention: Duration,
     capacity: usize,
 }
@@ -33,7 +35,7 @@ struct Entry {
     /// When it was added, by the clock that never steps, and how old it was then.
     added: Instant,
     age_then: Duration,
-    /// Where its wire form begins, counted from where that of some earlier update did.
+    /// The offset of its wire form in all wire forms that were ever pushed.
     begin: usize,
 }
 
@@ -74,7 +76,14 @@ impl History {
     /// `complete_since` is the present (Unix milliseconds) where this process makes the updates: there
     /// is nothing before. `None` where they come from elsewhere.
     pub fn new(complete_since: Option<u64>, retention: Duration, capacity: usize) -> History {
-        History { updates: VecDeque::new(), joined: None, complete_since, retention, capacity }
+        History {
+            updates: VecDeque::new(),
+            joined: None,
+            complete_since,
+            makes_updates: complete_since.is_some(),
+            retention,
+            capacity,
+        }
     }
 
     /// What a journal says of the updates that it holds, before it adds them.
@@ -84,12 +93,24 @@ impl History {
 
     /// Updates before `complete_since` (Unix milliseconds) may be missing.
     pub fn mark_gap(&mut self, complete_since: u64) {
-        self.complete_since = self.complete_since.max(Some(complete_since));
+        let before = self.complete_since.unwrap_or(0);
+        self.complete_since = Some(before.max(complete_since));
+    }
+
+    /// What came after the newest update may be lost. (A replica asks its origin for it.) Called by the
+    /// journal.
+    pub fn mark_lost_end(&mut self) {
+        if self.makes_updates {
+            self.mark_gap(self.next_timestamp());
+        }
     }
 
     /// Whether updates are missing between the newest and the next one.
     pub fn is_before_gap(&self) -> bool {
-        Some(self.newest()) < self.complete_since && !self.updates.is_empty()
+        match self.complete_since {
+            Some(complete_since) => self.newest() < complete_since && !self.updates.is_empty(),
+            None => false,
+        }
     }
 
     /// How many updates are retained.

@@ -3,7 +3,7 @@
 //! only `open` is called by `main`, before anything is served.
 //!
 //! A file with a hole would be believed. So after an error it is emptied, and written anew from the
-//! history, which has everything, as soon as the disk takes it.
+//! history, which has everything. That is tried at each update, but at most once a second.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -23,6 +23,8 @@ const MAX_LINE: u64 = 256;
 /// After an error, until the disk is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const NAME: &str = "btc-ticker";
+const ADVICE: &str = "name another file, in a folder that exists and in which this user may create files \
+    (a volume has to be the folder, not the file)";
 
 pub struct Journal {
     path: PathBuf,
@@ -55,6 +57,9 @@ impl Journal {
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
     /// refuse each other. A disk that fails is no error: the service starts with what it can read.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
+        if fs::metadata(path).is_ok_and(|it| !it.is_file()) {
+            return Err(format!("--journal {}: this is no file; {ADVICE}", path.display()));
+        }
         // There from the beginning, so that a link leads somewhere. Errors show below.
         let _ = OpenOptions::new().append(true).create(true).open(path);
         let mut journal = Journal {
@@ -72,16 +77,12 @@ impl Journal {
         match journal.start(history) {
             Ok(()) => {}
             Err(error) if is_mistake(&error) => {
-                return Err(format!(
-                    "--journal {}: {error}; name another file, in a folder that exists and in which \
-                     this user may create files (a volume has to be the folder, not the file)",
-                    path.display()
-                ));
+                return Err(format!("--journal {}: {error}; {ADVICE}", path.display()));
             }
             Err(error) => {
                 journal.log_error(&error);
                 // Nobody knows what such a disk has not taken before.
-                history.mark_gap(unix_millis());
+                history.mark_lost_end();
             }
         }
         log::info!("journal: {} updates", history.count());
@@ -98,12 +99,11 @@ impl Journal {
         }
         let is_sound = self.read(history)?;
         history.expire();
-        let Err(error) = self.rewrite(&history.page(Cursor::Latest, usize::MAX)) else {
-            return Ok(());
+        let error = match self.rewrite(&history.page(Cursor::Latest, usize::MAX)) {
+            Ok(()) => return Ok(()),
+            Err(error) if is_mistake(&error) || !is_sound => return Err(error),
+            Err(error) => error,
         };
-        if is_mistake(&error) || !is_sound {
-            return Err(error);
-        }
         // There is no room for another file, but the old one will do.
         self.log_error(&error);
         let file = OpenOptions::new().append(true).create(true).open(&self.path)?;
@@ -118,9 +118,6 @@ impl Journal {
     fn lock(&mut self) -> io::Result<()> {
         if self.lock.is_some() {
             return Ok(());
-        }
-        if fs::metadata(&self.path).is_ok_and(|it| !it.is_file()) {
-            return Err(mistake("this is no file"));
         }
         let path = beside(&self.path, ".btc-ticker-lock");
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
@@ -142,7 +139,9 @@ impl Journal {
             return Ok(true); // It is empty: new, or emptied after an error.
         }
         history.reset(self.check_header(&line)?);
-        let (mut number, mut is_sound, mut is_damaged) = (1, true, false);
+        let mut number = 1;
+        let mut is_sound = true;
+        let mut is_damaged = false;
         while read_line(&mut reader, &mut line)? {
             number += 1;
             match parse(&line, history.newest()) {
@@ -158,13 +157,13 @@ impl Journal {
                     if !is_damaged {
                         log::warn!("journal: line {number} is damaged: clients are told a gap");
                     }
-                    (is_sound, is_damaged) = (false, true);
+                    is_sound = false;
+                    is_damaged = true;
                 }
             }
         }
         if is_damaged {
-            // Whatever it was, it was before this process.
-            history.mark_gap(unix_millis());
+            history.mark_lost_end();
         }
         Ok(is_sound)
     }
@@ -181,9 +180,11 @@ impl Journal {
         match (header.made_up, self.made_up) {
             (true, false) => Err(mistake("it has made-up prices, and these are real")),
             (false, true) => Err(mistake("it has real prices, and these are made up")),
-            // It is of a clock that was far ahead.
-            _ if header.complete_since > Some(latest_plausible()) => Ok(Some(unix_millis())),
-            _ => Ok(header.complete_since),
+            _ => match header.complete_since {
+                // It is of a clock that was far ahead.
+                Some(time) if time > latest_plausible() => Ok(Some(unix_millis())),
+                other => Ok(other),
+            },
         }
     }
 
@@ -193,6 +194,8 @@ impl Journal {
         if self.is_complete && self.has_changed_outside() {
             log::warn!("journal: somebody else has changed the file; it is written anew");
             self.is_complete = false;
+            // Until it is, nobody may believe what stands there.
+            let _ = File::create(&self.path);
         }
         if !self.is_complete {
             let mut all = feed.page(Cursor::Latest, usize::MAX);
@@ -216,6 +219,7 @@ impl Journal {
     /// expired it is written anew.
     pub fn settle(&mut self, feed: &Feed) {
         if !self.is_complete {
+            self.try_rewrite(&feed.page(Cursor::Latest, usize::MAX));
             return;
         }
         if self.updates > 2 * feed.snapshot().updates {

@@ -1,7 +1,7 @@
 //! The feed: the history of updates, and the subscribers that wait for the next one.
 //! Shared by the poller or the follower (publish), the janitor (expires), the heartbeat (beats) and
-//! every client's thread (subscribes). This room is about updates: nothing here knows where they
-//! come from, or by which protocol they leave.
+//! every client's thread (subscribes). This room is about updates: nothing here knows the source (only
+//! whether its prices are made up), or by which protocol updates leave.
 
 mod cursor;
 mod event;
@@ -45,9 +45,10 @@ const NO_NEW_PRICE: &str = "no new price";
 pub struct Feed {
     /// The channels that an event is handed to. Held while all of them are served, so two events
     /// cannot overtake each other: `try_send` only, which never waits.
-    /// Whoever subscribes or leaves meanwhile waits for the end of it.
+    /// Held too while a newcomer takes its backlog. Whoever subscribes or leaves meanwhile waits.
     subscribers: Mutex<Subscribers>,
-    /// Held for a look or a push, never for I/O and never while threads are woken.
+    /// Held for a look, a push, or at most one pass over the history (some ms at 100,000 updates), never
+    /// for I/O and never while threads are woken.
     state: Mutex<State>,
     /// Wakes the heartbeat's thread before its time. Never ends: the feed has both ends.
     wake_heartbeat: Sender<()>,
@@ -163,8 +164,8 @@ impl Feed {
         self.state.lock().history.mark_gap(oldest);
     }
 
-    /// The present as the timestamp of the next update, above all others. Called by the poller, who
-    /// alone publishes.
+    /// The present as the timestamp of the next update, above all others. Called by the poller. No other
+    /// thread publishes, so it is still free then.
     pub fn next_timestamp(&self) -> u64 {
         self.state.lock().history.next_timestamp()
     }
@@ -181,7 +182,7 @@ impl Feed {
             state.status = Arc::new(Event::fresh(self.made_up));
             let status = state.status.clone();
             send(&mut subscribers, state, status);
-            // It has slept as long as there was nothing to become stale.
+            // While prices were stale it did not look at `stale_at`. Now it has to.
             self.beat_soon();
         }
     }
@@ -230,6 +231,7 @@ impl Feed {
             drop(state);
         }
         drop(subscribers);
+        // `send` has freed the state: it is locked again for a look at what comes next.
         let state = self.state.lock();
         let next_beat = state.next_beat(heartbeat);
         if state.is_stale { next_beat } else { next_beat.min(state.stale_at) }

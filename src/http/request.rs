@@ -221,8 +221,11 @@ fn is_host(text: &str) -> bool {
     if text.contains(['@', ',']) {
         return false;
     }
-    let port = &text[authority.host().len()..];
-    port.is_empty() || port[1..].bytes().all(|byte| byte.is_ascii_digit())
+    let rest = &text[authority.host().len()..];
+    match rest.strip_prefix(':') {
+        Some(port) => port.bytes().all(|byte| byte.is_ascii_digit()),
+        None => rest.is_empty(),
+    }
 }
 
 /// No request with a body is answered, nor any behind it. Where it is not even clear where the body
@@ -329,8 +332,10 @@ mod tests {
         for host in ["a", "a:80", "a.b-c:", "[::1]:80", "[::1]", "127.0.0.1:8080", "_x~1"] {
             assert!(is_host(host), "{host}");
         }
-        for host in ["", "u@a", "a/b", "a, b", "a,b", "a b", "a:x", "a:80:80", "[::1", "::1", "a?b"]
-        {
+        for host in [
+            "", "u@a", "a/b", "a, b", "a,b", "a b", "a:x", "a:80:80", "[::1", "::1", "[::1]x",
+            "a?b",
+        ] {
             assert!(!is_host(host), "{host}");
         }
         let hosts = |lines: &str| refused(&format!("GET / HTTP/1.1\r\n{lines}\r\n"));

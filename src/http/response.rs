@@ -53,7 +53,8 @@ impl Response {
     /// A JSON array of updates.
     pub fn updates(updates: Vec<Arc<Event>>) -> Response {
         let json: usize = updates.iter().map(|event| event.data().len()).sum();
-        let length = "[]".len() + json + updates.len().saturating_sub(",".len());
+        let commas = updates.len().saturating_sub(1);
+        let length = "[]".len() + json + commas;
         let response = Response::bare(200).content("application/json", length).of_this_moment();
         Response { body: Body::Updates(updates), ..response }
     }

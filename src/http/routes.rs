@@ -66,35 +66,47 @@ impl Routes {
 
     /// Answers one request.
     pub fn answer(&self, request: &Request) -> Answer {
-        let path = request.path.as_str();
-        let page = self.pages.iter().find(|(page, _)| *page == path);
-        let route = match page {
-            Some((path, _)) => Some(*path),
-            None => ROUTES.into_iter().find(|route| *route == path),
-        };
-        let answer = match (&request.method, route) {
-            // About the server as a whole, or from a page of another origin that streams by `fetch`.
-            (Method::Options, route) if route.is_some() || path == "*" => options().into(),
-            (_, None) => Response::error(404, NOT_FOUND).into(),
-            (Method::Get | Method::Head, Some("/stream")) => self.admit(request),
-            (Method::Get | Method::Head, Some("/price")) => self.price().into(),
-            (Method::Get | Method::Head, Some("/history")) => self.history(request).into(),
-            (Method::Get | Method::Head, Some("/healthz")) => self.health().into(),
-            (Method::Get | Method::Head, Some("/metrics")) => self.metrics().into(),
-            (Method::Get | Method::Head, Some(_)) => match page {
-                Some((_, page)) => page.clone().into(),
-                None => Response::error(404, NOT_FOUND).into(),
-            },
-            (_, Some(_)) => {
-                Response::error(405, "there is only GET and HEAD").header("Allow", METHODS).into()
-            }
-        };
+        let answer = self.route(request);
+        let is_known = ROUTES.contains(&request.path.as_str()) || self.page(request).is_some();
+        let path = if is_known { request.path.as_str() } else { "other" };
         let status = match &answer {
             Answer::Response(response) => response.status,
             Answer::Stream(_) => 200,
         };
-        METRICS.http_requests.inc(&[&route.unwrap_or("other"), &status]);
+        METRICS.http_requests.inc(&[&path, &status]);
         answer
+    }
+
+    fn route(&self, request: &Request) -> Answer {
+        let path = request.path.as_str();
+        let page = self.page(request);
+        if page.is_none() && !ROUTES.contains(&path) && path != "*" {
+            return Response::error(404, NOT_FOUND).into();
+        }
+        match request.method {
+            Method::Get | Method::Head => {}
+            // About the server as a whole, or from a page of another origin that streams by `fetch`.
+            Method::Options => return options().into(),
+            _ => {
+                let error = Response::error(405, "there is only GET and HEAD");
+                return error.header("Allow", METHODS).into();
+            }
+        }
+        if let Some(page) = page {
+            return page.clone().into();
+        }
+        match path {
+            "/stream" => self.admit(request),
+            "/price" => self.price().into(),
+            "/history" => self.history(request).into(),
+            "/healthz" => self.health().into(),
+            _ => self.metrics().into(),
+        }
+    }
+
+    fn page(&self, request: &Request) -> Option<&Response> {
+        let (_, page) = self.pages.iter().find(|(path, _)| *path == request.path)?;
+        Some(page)
     }
 
     /// Streams to a client until one side ends it.
@@ -249,8 +261,8 @@ fn options() -> Response {
 
 /// A parameter of the query. A client may have escaped the `:`, the `+` and the spaces of a time.
 fn parameter(request: &Request, name: &str) -> Option<String> {
-    let pairs = request.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let (_, value) = pairs.into_iter().find(|(key, _)| *key == name)?;
+    let mut pairs = request.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let (_, value) = pairs.find(|(key, _)| *key == name)?;
     let mut value = value.to_owned();
     for (escaped, plain) in [("%3A", ":"), ("%3a", ":"), ("%2B", "+"), ("%2b", "+"), ("%20", " ")] {
         value = value.replace(escaped, plain);

@@ -21,8 +21,8 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections that may wait to be accepted; the system lowers it to its own limit. std asks for 128,
 /// and a burst then waits for the second or third SYN of each client.
 const LISTEN_QUEUE: i32 = 16_384;
-/// Per connection, in the kernel, at most (it doubles them). A backlog fits; a stuck client costs no
-/// more, nor does one that sends behind its stream, where nothing is read.
+/// Per connection, in the kernel, at most (it doubles them). The backlog of an hour fits; a stuck client costs
+/// no more, nor does one that sends behind its stream, where nothing is read.
 const SEND_BUFFER: usize = 64 * 1024;
 const RECEIVE_BUFFER: usize = 16 * 1024;
 /// The stack of a connection's thread. The deepest it goes is formatting a log line.
@@ -111,8 +111,8 @@ impl Server {
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::*;
     let of_the_network = matches!(error.kind(), HostUnreachable | NetworkUnreachable | NetworkDown);
-    let of_its_end = matches!(error.kind(), ConnectionAborted | ConnectionReset | TimedOut);
-    of_the_network || of_its_end || matches!(error.kind(), Interrupted | PermissionDenied)
+    let of_the_peer = matches!(error.kind(), ConnectionAborted | ConnectionReset | TimedOut);
+    of_the_network || of_the_peer || matches!(error.kind(), Interrupted | PermissionDenied)
 }
 
 /// Says that there is no room, without waiting for the client. What it has sent by now is read:

@@ -54,13 +54,16 @@ impl Stream<'_> {
 
     /// Ends when the feed has closed, or when the client fails.
     fn stream(&mut self, feed: &Arc<Feed>, head: &Response) -> io::Result<()> {
-        let mut opening = opening(head)?;
-        while let Some(mut subscription) = feed.subscribe(self.position) {
-            self.catch_up(opening, &mut subscription)?;
+        let Some(mut subscription) = feed.subscribe(self.position) else { return Ok(()) };
+        self.catch_up(opening(head)?, &mut subscription)?;
+        loop {
             self.follow(&subscription.live)?;
-            opening = Vec::new();
+            // The channel has ended: the feed has closed, or this client fell behind.
+            let Some(again) = feed.subscribe(self.position) else { return Ok(()) };
+            METRICS.clients_fell_behind.inc();
+            subscription = again;
+            self.catch_up(Vec::new(), &mut subscription)?;
         }
-        Ok(())
     }
 
     /// Writes `opening`, which only a new client is to have, and what the client has missed.
@@ -70,9 +73,6 @@ impl Stream<'_> {
         // Taken out, because it may be the whole history, which would be kept for as long as the stream
         // lasts.
         let Some(backlog) = subscription.backlog.take() else { return Ok(()) };
-        if opening.is_empty() {
-            METRICS.clients_fell_behind.inc();
-        }
         let mut bytes = opening;
         for event in [&subscription.status, &backlog.gap].into_iter().flatten() {
             bytes.extend_from_slice(event.wire.as_bytes());
@@ -100,11 +100,12 @@ impl Stream<'_> {
     }
 
     fn write(&mut self, event: &Event) -> io::Result<()> {
+        self.socket.write_all(event.wire.as_bytes())?;
         if let Some(update) = event.update {
             self.position = Cursor::After(update.timestamp);
             METRICS.updates_delivered.inc();
         }
-        self.socket.write_all(event.wire.as_bytes())
+        Ok(())
     }
 }
 

@@ -1,5 +1,5 @@
 //! The follower: in a replica, the thread that reads the stream of the origin, as any client does, and
-//! publishes what it brings, with the timestamps that it has. So all replicas have the same events.
+//! publishes what it brings, with the timestamps that it has. So all replicas have the same updates.
 //! Owns the publisher, and so the journal; shares the feed, and with `main` the connection, which that
 //! closes when the service ends.
 
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use ureq::http::Uri;
 
-use super::error::{FetchError, NO_CONNECTION, NO_PRICE, NOT_A_PRICE, NOT_A_STREAM, TOO_LARGE};
+use super::error::{FetchError, NO_CONNECTION, NOT_A_PRICE, NOT_A_STREAM, NOT_NEW, TOO_LARGE};
 use super::outage::Outages;
 use super::{MADE_UP, Source};
 use crate::feed::{Feed, Publisher, Update};
@@ -24,6 +24,9 @@ const QUIET_HEARTBEATS: u32 = 3;
 /// A line of a stream has some hundred bytes; what is longer is something else.
 const MAX_LINE: u64 = 64 * 1024;
 const MAX_HEADERS: usize = 64;
+/// Replicas are behind each other by some milliseconds. Who is behind by more than this has another
+/// history: such as an origin whose clock was ahead, and which began anew.
+const MOST_BEHIND: u64 = 60_000;
 
 pub struct Follower {
     url: Uri,
@@ -35,8 +38,10 @@ pub struct Follower {
     patience: Duration,
     /// The timestamp of the last update; 0 before the first, which asks for all there is.
     last: u64,
-    /// Whether the origin has said that its own prices are stale.
+    /// Whether the origin has said that its own prices are stale, and that it has lost updates before the
+    /// next one.
     origin_is_stale: bool,
+    is_after_gap: bool,
     connection: Arc<Connection>,
 }
 
@@ -60,12 +65,6 @@ impl Connection {
 struct Message {
     name: String,
     data: String,
-}
-
-/// The data of a `gap` event.
-#[derive(Deserialize)]
-struct Gap {
-    oldest: Option<u64>,
 }
 
 /// The data of a `status` event.
@@ -95,6 +94,7 @@ impl Follower {
             patience: heartbeat * QUIET_HEARTBEATS,
             last: latest.map_or(0, |update| update.timestamp),
             origin_is_stale: false,
+            is_after_gap: false,
             connection: Arc::default(),
         }
     }
@@ -107,7 +107,11 @@ impl Follower {
     /// Runs until shutdown.
     pub fn run(mut self, shutdown: &Shutdown) {
         while !shutdown.is_set() {
-            let Err(error) = self.follow(shutdown) else { return };
+            let result = self.follow(shutdown);
+            // The origin is to see that nobody reads any more.
+            *self.connection.0.lock() = None;
+            self.publisher.settle();
+            let Err(error) = result else { return };
             if shutdown.is_set() {
                 return;
             }
@@ -127,6 +131,7 @@ impl Follower {
         let mut reader = BufReader::new(socket);
         read_head(&mut reader)?;
         self.origin_is_stale = false;
+        self.is_after_gap = false;
         let mut message = Message::default();
         loop {
             let line = read_line(&mut reader)?;
@@ -182,7 +187,7 @@ impl Follower {
         match message.name.as_str() {
             "" if data.is_empty() => return Ok(()),
             "" => self.publish(data)?,
-            "gap" => self.mark_gap(data)?,
+            "gap" => self.is_after_gap = true,
             "status" => self.pass_on(data)?,
             _ => return Ok(()),
         }
@@ -199,25 +204,22 @@ impl Follower {
             let what = "has a time more than a day ahead (Unix ms), or no price above zero";
             return Err(FetchError::new(NOT_A_PRICE, format!("{data:?} {what}")));
         }
-        if update.timestamp > self.last {
-            self.last = update.timestamp;
-            METRICS.fetches.inc(&[&"ok"]);
-            self.publisher.publish(update);
+        if update.timestamp + MOST_BEHIND < self.last {
+            let what = format!("{data:?} is long before the last one, {}", self.last);
+            return Err(FetchError::new(NOT_NEW, what));
         }
+        if update.timestamp <= self.last {
+            return Ok(());
+        }
+        if self.is_after_gap {
+            log::warn!("the origin no longer has all that came after {}", self.last);
+            self.publisher.mark_gap(update.timestamp);
+            self.is_after_gap = false;
+        }
+        self.last = update.timestamp;
+        METRICS.fetches.inc(&[&"ok"]);
+        self.publisher.publish(update);
         Ok(())
-    }
-
-    fn mark_gap(&mut self, data: &str) -> Result<(), FetchError> {
-        log::warn!("the origin no longer has all that came after {}: {data}", self.last);
-        match serde_json::from_str(data) {
-            Ok(Gap { oldest: Some(oldest) }) if oldest <= latest_plausible() => {
-                self.publisher.mark_gap(oldest);
-                Ok(())
-            }
-            // Later it can say where the gap ends.
-            Ok(Gap { oldest: None }) => Err(FetchError::new(NO_PRICE, "the origin has none yet")),
-            _ => Err(FetchError::new(NOT_A_STREAM, format!("{data:?} is no gap"))),
-        }
     }
 
     fn pass_on(&mut self, data: &str) -> Result<(), FetchError> {

@@ -46,8 +46,8 @@ impl Outages {
         self.feed.source_is_well(patience);
     }
 
-    /// The source has failed. Returns how long to leave it alone; `None` is until the next tick, as
-    /// ever.
+    /// The source has failed. Returns how long to leave it alone; `None`: ask at the next
+    /// tick.
     pub fn source_fails(&mut self, error: &FetchError) -> Option<Duration> {
         METRICS.fetches.inc(&[&error.reason]);
         let FetchError { reason, detail, retry_after } = error;
@@ -64,11 +64,15 @@ impl Outages {
         });
         outage.failures += 1;
         outage.reason.clone_from(reason);
-        let own =
-            if outage.failures > 1 { Some(backoff(outage.failures, self.interval)) } else { None };
-        let asked = retry_after.map(|pause| pause.min(LONGEST_RETRY_AFTER).max(self.interval));
-        // The longer one: `None` is less than any.
-        asked.max(own)
+        let mut pause = None;
+        if outage.failures > 1 {
+            pause = Some(backoff(outage.failures, self.interval));
+        }
+        if let Some(asked) = retry_after {
+            let asked = LONGEST_RETRY_AFTER.min(*asked).max(self.interval);
+            pause = Some(asked.max(pause.unwrap_or_default()));
+        }
+        pause
     }
 }
 

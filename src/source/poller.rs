@@ -50,7 +50,11 @@ impl Poller {
     fn poll(&mut self) -> Option<Duration> {
         let price = match self.fetcher.fetch() {
             Ok(price) => price,
-            Err(error) => return self.outages.source_fails(&error),
+            Err(error) => {
+                // There is time for a disk that has failed.
+                self.publisher.settle();
+                return self.outages.source_fails(&error);
+            }
         };
         METRICS.fetches.inc(&[&"ok"]);
         self.outages.source_is_well(self.interval * STALE_AFTER);
