@@ -7,9 +7,7 @@ use std::io::{Read, Write};
 use std::process::Command;
 
 use btc_ticker::system::unix_millis;
-use common::{
-    Event, Say, Server, Source, Stream, assert_in_order, eventually, folder, journal_header,
-};
+use common::{Say, Server, Source, Stream, assert_in_order, eventually, folder, journal_header};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -122,13 +120,22 @@ fn a_cursor_that_is_not_plausible_is_told() {
 #[test]
 fn the_history_is_an_array_that_one_can_go_on_from() {
     let source = Source::start();
-    source.ration();
-    let server = Server::start(&source, &["--interval", "20ms"]);
+    source.say(Say::Nothing);
+    let server = Server::start(&source, &["--interval", "50ms"]);
     let empty = server.get("/history");
     assert_eq!((empty.status, empty.body.as_str()), (200, "[]"));
-    source.allow(10);
-    let all: Vec<_> = server.stream("/stream?since=0").updates(10);
-    let all: Vec<_> = all.iter().map(Event::json).collect();
+    source.say(Say::Prices);
+    eventually("ten updates", || server.metric("btc_ticker_history_updates") >= 10.0);
+    source.say(Say::Status(500, String::new(), String::new()));
+    let failures = "btc_ticker_fetches_total{outcome=\"HTTP 500\"}";
+    eventually("no more", || server.metric(failures) > 0.0);
+    let latest = server.get("/price").json();
+    let mut stream = server.stream("/stream?since=0");
+    let mut all = vec![stream.update().json()];
+    while all[all.len() - 1] != latest {
+        all.push(stream.update().json());
+    }
+    let last = all.len() - 1;
     let get = |query: &str| {
         let answer = server.get(&format!("/history{query}"));
         assert_eq!(answer.status, 200, "{query}: {}", answer.body);
@@ -136,11 +143,11 @@ fn the_history_is_an_array_that_one_can_go_on_from() {
     };
     let time = |index: usize| all[index]["timestamp"].as_u64().unwrap();
     assert_eq!(get(""), (all.clone(), None));
-    assert_eq!(get("?limit=3"), (all[7..].to_vec(), None));
+    assert_eq!(get("?limit=3"), (all[last - 2..].to_vec(), None));
     assert_eq!(get("?limit=100000"), (all.clone(), None));
     assert_eq!(get(&format!("?since={}", time(4))), (all[5..].to_vec(), None));
     assert_eq!(get(&format!("?since={}&limit=2", time(4))), (all[5..7].to_vec(), None));
-    assert_eq!(get(&format!("?since={}", time(9))), (vec![], None));
+    assert_eq!(get(&format!("?since={}", time(last))), (vec![], None));
     // Three at a time, from the last one on.
     let mut pages = Vec::new();
     let mut since = 0;
@@ -158,7 +165,7 @@ fn the_history_is_an_array_that_one_can_go_on_from() {
     assert_eq!(gap["oldest"].as_u64(), Some(time(0)));
     // It is no stream: this header is another's.
     let request = "GET /history HTTP/1.1\r\nHost: x\r\nLast-Event-ID: nonsense\r\n\r\n";
-    assert_eq!(server.ask(request).json().as_array().unwrap().len(), 10);
+    assert_eq!(server.ask(request).json().as_array().unwrap().len(), all.len());
 
     for query in ["limit=0", "limit=100001", "limit=", "limit=-1", "limit=x", "since=x", "since="] {
         let answer = server.get(&format!("/history?{query}"));
