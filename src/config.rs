@@ -152,7 +152,7 @@ fn exit(command: &Command, error: &clap::Error) -> ! {
         let option = wrong.split(' ').next().unwrap_or_default();
         let arg = command.get_arguments().find(|arg| arg.get_long() == option.strip_prefix("--"));
         let is_option = |word: String| word == option || word.starts_with(&format!("{option}="));
-        let is_given = env::args().any(is_option);
+        let is_given = env::args_os().any(|word| is_option(word.to_string_lossy().into_owned()));
         if let Some(variable) = arg.and_then(Arg::get_env)
             && env::var_os(variable).is_some_and(|text| text == **value)
             && !is_given

@@ -52,7 +52,8 @@ fn start() -> i32 {
     match result {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("btc-ticker: {error}");
+            // Where nobody reads it, it is no reason for a panic.
+            let _ = writeln!(io::stderr(), "btc-ticker: {error}");
             1
         }
     }

@@ -251,6 +251,10 @@ fn what_the_origin_has_lost_the_clients_of_its_replicas_are_told() {
     }
     let mut after = replica.stream(&format!("/stream?since={}", next.id.unwrap()));
     after.update();
+    // And so does a replica of it, which has asked for all there is.
+    let below = replica_of(&replica, &[]);
+    has_price(&below);
+    below.stream(&format!("/stream?since={}", last.unwrap())).named("gap");
 }
 
 #[test]

@@ -140,6 +140,11 @@ impl History {
 
     /// Adds an update, whose timestamp is above that of the newest.
     pub fn push(&mut self, update: Update, event: Arc<Event>) {
+        if self.is_before_gap() {
+            // What stands before a gap is given up: the history is one piece, of which a client that has
+            // all of it (`since=0`, such as a replica) misses nothing.
+            self.updates.clear();
+        }
         if self.complete_since.is_none() {
             self.complete_since = Some(update.timestamp);
         }

@@ -447,7 +447,8 @@ mod tests {
         let [first, second] = [5_000, 6_000].map(|time| Event::update(update(time)).wire);
         assert_eq!(live, format!("{}{first}{second}", gap(3_000, Some(5_000)).unwrap()));
         assert_eq!(ask(&feed, Cursor::After(3_000)).1, gap(3_000, Some(5_000)));
-        assert_eq!(ask(&feed, Cursor::After(2_000)).1, gap(2_000, Some(3_000)));
+        assert_eq!(ask(&feed, Cursor::After(2_000)).1, gap(2_000, Some(5_000)));
+        assert_eq!(ask(&feed, Cursor::After(0)), (vec![5_000, 6_000], None), "one piece");
         assert_eq!(ask(&feed, Cursor::After(5_000)), (vec![6_000], None));
         assert_eq!(ask(&feed, Cursor::After(4_999)).1, gap(4_999, Some(5_000)));
     }

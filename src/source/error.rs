@@ -35,7 +35,7 @@ impl FetchError {
 
     /// Made-up prices where real ones are expected.
     pub fn made_up() -> FetchError {
-        let detail = "to show the prices of a demo, run this one as a demo too";
+        let detail = "the prices of a demo are not passed on as real ones";
         FetchError::new(MADE_UP.value, detail)
     }
 }

@@ -1,6 +1,7 @@
 //! The service asks itself how it is: `btc-ticker --check-health`, for a container without `curl`.
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ pub fn check(address: SocketAddr) -> Result<(), Box<dyn Error>> {
     let url = format!("http://{address}/healthz");
     let no_answer = |error| format!("no answer from {url}: {error}");
     let mut response = agent.get(&url).call().map_err(no_answer)?;
-    println!("{}", response.body_mut().read_to_string().map_err(no_answer)?);
+    let answer = response.body_mut().read_to_string().map_err(no_answer)?;
+    writeln!(io::stdout(), "{answer}")?;
     if response.status().is_success() { Ok(()) } else { Err("it is not well".into()) }
 }
