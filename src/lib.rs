@@ -38,10 +38,10 @@
 //! let hour = Duration::from_secs(3600);
 //! let feed = Feed::new(History::new(Some(1_000), hour, 100), false, hour);
 //! feed.publish(Update { timestamp: 2_000, price: 97_123.45 });
-//! let mut client = feed.subscribe(Cursor::After(1_000)).expect("the feed is open");
-//! assert_eq!(client.backlog.take().map(|backlog| backlog.updates), Some(1));
+//! let client = feed.subscribe(Cursor::After(1_000)).expect("the feed is open");
+//! assert_eq!(client.backlog.updates, 1);
 //! feed.publish(Update { timestamp: 3_000, price: 97_124.5 });
-//! assert!(client.live.recv().is_ok());
+//! assert!(client.channel.live.recv().is_ok());
 //! ```
 
 pub mod config;

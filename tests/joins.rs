@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use btc_ticker::feed::{Cursor, Feed, History, Update};
+use btc_ticker::feed::{Cursor, Feed, History, Subscription, Update};
 
 const JOINERS: usize = 4;
 const STARTED: u64 = 1_000_000;
@@ -20,15 +20,15 @@ const FOR_EVER: Duration = Duration::from_secs(1_000_000 * 3600);
 fn follow(feed: &Arc<Feed>, from: u64, until: u64) {
     let mut last = from;
     while last < until {
-        let mut subscription = feed.subscribe(Cursor::After(last)).expect("the feed is open");
-        let backlog = subscription.backlog.take().expect("nobody has taken it");
+        let Subscription { backlog, channel, .. } =
+            feed.subscribe(Cursor::After(last)).expect("the feed is open");
         assert!(backlog.gap.is_none(), "nothing is gone");
         for id in backlog.wire().lines().filter_map(|line| line.strip_prefix("id: ")) {
             assert_eq!(id, (last + 1).to_string(), "in the backlog");
             last += 1;
         }
         while last < until {
-            let Ok(event) = subscription.live.recv() else {
+            let Ok(event) = channel.live.recv() else {
                 break; // It fell behind.
             };
             let Some(update) = event.update else { panic!("{event:?}") };

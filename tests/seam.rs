@@ -7,14 +7,13 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use btc_ticker::feed::{Cursor, Feed, History, Subscription, Update};
+use btc_ticker::feed::{Channel, Cursor, Feed, History, Subscription, Update};
 use crossbeam_channel::TryRecvError;
 use shuttle::thread;
 
 const STARTED: u64 = 1_000;
 /// Timestamps here are long ago: nothing expires by its age.
 const FOR_EVER: Duration = Duration::from_secs(1_000_000 * 3600);
-const HEARTBEAT: Duration = Duration::from_secs(3600);
 /// What a channel holds, and two more.
 const TOO_MANY: u64 = 10;
 
@@ -34,21 +33,24 @@ struct Client {
     /// The timestamp of its last update.
     last: u64,
     /// `None` after it has left, or where the feed was closed.
-    subscription: Option<Subscription>,
+    channel: Option<Channel>,
 }
 
 impl Client {
     /// Subscribes as a client's thread does, and takes the backlog.
     fn join(feed: &Arc<Feed>) -> Client {
-        let mut client = Client { last: STARTED, subscription: None };
+        let mut client = Client { last: STARTED, channel: None };
         client.subscribe(feed);
         client
     }
 
     fn subscribe(&mut self, feed: &Arc<Feed>) {
-        self.subscription = feed.subscribe(Cursor::After(self.last));
-        let Some(subscription) = &mut self.subscription else { return };
-        let backlog = subscription.backlog.take().expect("nobody has taken it");
+        let Some(subscription) = feed.subscribe(Cursor::After(self.last)) else {
+            self.channel = None;
+            return;
+        };
+        let Subscription { backlog, channel, .. } = subscription;
+        self.channel = Some(channel);
         assert!(backlog.gap.is_none(), "nothing is gone");
         for id in backlog.wire().lines().filter_map(|line| line.strip_prefix("id: ")) {
             self.take(id.parse().expect("a timestamp"));
@@ -63,9 +65,9 @@ impl Client {
 
     /// Takes what is on the channel. True where that is still open.
     fn drain(&mut self) -> bool {
-        let Some(subscription) = &self.subscription else { return false };
-        let events: Vec<_> = subscription.live.try_iter().collect();
-        let end = subscription.live.try_recv();
+        let Some(channel) = &self.channel else { return false };
+        let events: Vec<_> = channel.live.try_iter().collect();
+        let end = channel.live.try_recv();
         for update in events.iter().filter_map(|event| event.update) {
             self.take(update.timestamp);
         }
@@ -76,7 +78,7 @@ impl Client {
     fn catch_up(&mut self, feed: &Arc<Feed>) {
         while !self.drain() {
             // The old one first, as in a client's thread.
-            drop(self.subscription.take());
+            drop(self.channel.take());
             self.subscribe(feed);
         }
     }
@@ -143,16 +145,12 @@ fn one_who_joins_while_the_history_forgets_has_the_rest_or_is_told_in_every_orde
         });
         let joiner = thread::spawn({
             let feed = feed.clone();
-            move || {
-                let mut subscription = feed.subscribe(Cursor::After(STARTED)).expect("it is open");
-                let backlog = subscription.backlog.take().expect("nobody has taken it");
-                (subscription, backlog)
-            }
+            move || feed.subscribe(Cursor::After(STARTED)).expect("it is open")
         });
         publish(&feed, 2);
         janitor.join().unwrap();
-        let (subscription, backlog) = joiner.join().unwrap();
-        let live: Vec<_> = subscription.live.try_iter().filter_map(|it| it.update).collect();
+        let Subscription { backlog, channel, .. } = joiner.join().unwrap();
+        let live: Vec<_> = channel.live.try_iter().filter_map(|it| it.update).collect();
         let is_told = backlog.gap.is_some();
         let lost = if is_told { 1 } else { 0 };
         assert_eq!(backlog.updates + live.len() + lost, 2, "lost without a word, or doubled");
@@ -168,7 +166,7 @@ fn a_busy_day() {
         thread::spawn({
             let feed = feed.clone();
             move || {
-                feed.beat(HEARTBEAT);
+                feed.keep_open(Duration::ZERO);
                 feed.expire();
             }
         }),

@@ -19,7 +19,7 @@ impl Update {
 }
 
 /// One Server-Sent Event, or a gap and the update after it, ready to be written.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Event {
     /// Where it is an update. Only an update has an id on the wire: with any other id a browser
     /// would later ask for the wrong updates.
@@ -27,21 +27,19 @@ pub struct Event {
     pub wire: Box<str>,
 }
 
-/// What stands before the data of an event, and behind it.
+/// What stands before the data of an event.
 const DATA: &str = "data: ";
-const END: &str = "\n\n";
 
 impl Event {
     /// The unnamed event of an update; its id is the timestamp, so a client's cursor is a time.
     pub fn update(update: Update) -> Event {
-        let wire = format!("id: {}\n{DATA}{}{END}", update.timestamp, update.to_json());
+        let wire = format!("id: {}\n{DATA}{}\n\n", update.timestamp, update.to_json());
         Event { update: Some(update), wire: wire.into() }
     }
 
-    /// The data on the wire of an event that has some: for an update, its JSON.
+    /// Its data, of those that have some.
     pub fn data(&self) -> &str {
-        let (_, data) = self.wire.rsplit_once(DATA).unwrap_or_default();
-        data.trim_end()
+        data_lines(&self.wire).next().unwrap_or_default()
     }
 
     /// Tells that prices have stopped coming; `since` is the timestamp of the last one.
@@ -73,8 +71,13 @@ impl Event {
     }
 
     fn named(name: &str, data: &Value) -> Event {
-        Event { update: None, wire: format!("event: {name}\n{DATA}{data}{END}").into() }
+        Event { update: None, wire: format!("event: {name}\n{DATA}{data}\n\n").into() }
     }
+}
+
+/// The data of each event in a text of events: for updates, their JSON.
+pub fn data_lines(wire: &str) -> impl Iterator<Item = &str> {
+    wire.lines().filter_map(|line| line.strip_prefix(DATA))
 }
 
 #[cfg(test)]

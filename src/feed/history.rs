@@ -2,11 +2,12 @@
 //! Owned by the feed, under whose lock all of this runs.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cursor::Cursor;
-use super::event::{Event, Update};
+use super::event::{Event, Update, data_lines};
 use crate::system::unix_millis;
 
 /// A backlog up to this long is joined for the client; a longer one is cut out of what all share.
@@ -45,30 +46,29 @@ impl Entry {
     }
 }
 
-/// What a client has missed: updates in their wire form, oldest first, ready to be written at once.
+/// Updates in their wire form, oldest first, ready to be written at once.
+#[derive(Clone)]
 pub struct Backlog {
     /// Told first, where something between the cursor and these updates is gone.
     pub gap: Option<Arc<Event>>,
+    /// A cursor below this has missed something. `None` where the first update decides.
+    pub complete_since: Option<u64>,
     pub updates: usize,
     /// Where a client that has written all of this goes on.
     pub position: Cursor,
     joined: Arc<str>,
-    start: usize,
+    range: Range<usize>,
 }
 
 impl Backlog {
     pub fn wire(&self) -> &str {
-        &self.joined[self.start..]
+        &self.joined[self.range.clone()]
     }
-}
 
-/// Some of the updates, oldest first.
-pub struct Page {
-    /// Where something between the cursor and these updates is gone.
-    pub gap: Option<Arc<Event>>,
-    /// A cursor below this has missed something. `None` where the first update decides.
-    pub complete_since: Option<u64>,
-    pub updates: Vec<Arc<Event>>,
+    /// The JSON of each update.
+    pub fn json(&self) -> impl Iterator<Item = &str> {
+        data_lines(self.wire())
+    }
 }
 
 impl History {
@@ -177,52 +177,47 @@ impl History {
         self.mark_gap(forgotten.update.timestamp);
     }
 
-    /// Whether something that came after this cursor may be gone. 0 asks for what there is, so nothing
-    /// can be missing from it.
-    fn has_lost_after(&self, cursor: u64) -> bool {
-        let is_gone = match self.complete_since {
-            Some(complete_since) => cursor < complete_since,
-            None => true,
-        };
-        is_gone && cursor > 0
-    }
-
-    /// The index of the first update after a cursor, and the gap between them, if there is one.
-    fn find(&self, since: u64) -> (usize, Option<Arc<Event>>) {
-        let index = self.updates.partition_point(|entry| entry.update.timestamp <= since);
-        if !self.has_lost_after(since) {
-            return (index, None);
-        }
-        let oldest = self.updates.get(index).map(|entry| entry.update.timestamp);
-        (index, Some(Arc::new(Event::gap(since, oldest))))
-    }
-
-    /// What a client with this cursor has missed.
-    pub fn backlog(&mut self, from: Cursor) -> Backlog {
+    /// The first `limit` updates after a cursor, or the latest ones.
+    pub fn backlog(&mut self, from: Cursor, limit: usize) -> Backlog {
+        let count = self.updates.len();
         let (start, gap) = match from {
-            Cursor::Latest => (self.updates.len().saturating_sub(1), None),
-            Cursor::After(since) => self.find(since),
+            Cursor::Latest => (count.saturating_sub(limit), None),
+            Cursor::After(since) => {
+                let start = self.updates.partition_point(|entry| entry.update.timestamp <= since);
+                (start, self.gap(since, start))
+            }
         };
-        let updates = self.updates.len() - start;
-        let position = Cursor::After(self.newest());
+        let end = start.saturating_add(limit).min(count);
+        let (complete_since, updates) = (self.complete_since, end - start);
+        let last = self.updates.get(end.saturating_sub(1));
+        let position = Cursor::After(last.map_or(0, |entry| entry.update.timestamp));
         if updates <= SMALL_BACKLOG {
-            let joined = join(self.updates.range(start..));
-            return Backlog { gap, updates, position, joined, start: 0 };
+            let joined = join(self.updates.range(start..end));
+            let range = 0..joined.len();
+            return Backlog { gap, complete_since, updates, position, joined, range };
         }
         let joined = self.joined.get_or_insert_with(|| join(self.updates.iter())).clone();
-        let start = self.updates[start].begin - self.updates[0].begin;
-        Backlog { gap, updates, position, joined, start }
+        let range = self.offset(start, &joined)..self.offset(end, &joined);
+        Backlog { gap, complete_since, updates, position, joined, range }
     }
 
-    /// The first `limit` updates after a cursor, or the latest ones.
-    pub fn page(&self, from: Cursor, limit: usize) -> Page {
-        let (start, gap) = match from {
-            Cursor::Latest => (self.updates.len().saturating_sub(limit), None),
-            Cursor::After(since) => self.find(since),
-        };
-        let updates = self.updates.range(start..).take(limit);
-        let updates = updates.map(|entry| entry.event.clone()).collect();
-        Page { gap, complete_since: self.complete_since, updates }
+    /// The event for a client whose cursor is `since`, where something between that and the update with
+    /// the index `start` is gone.
+    fn gap(&self, since: u64, start: usize) -> Option<Arc<Event>> {
+        // 0 asks for what there is, so nothing can be missing from it.
+        if since == 0 || self.complete_since.is_some_and(|time| since >= time) {
+            return None;
+        }
+        let oldest = self.updates.get(start).map(|entry| entry.update.timestamp);
+        Some(Arc::new(Event::gap(since, oldest)))
+    }
+
+    /// Where the update with this index begins in what is joined.
+    fn offset(&self, index: usize, joined: &str) -> usize {
+        match self.updates.get(index) {
+            Some(entry) => entry.begin - self.updates[0].begin,
+            None => joined.len(),
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //! there is a line of JSON for each update. Owned by the publisher, on whose thread all of it runs;
 //! only `open` is called by `main`, before anything is served.
 //!
-//! A file with a hole would be believed. So after an error it is emptied, and written anew from the
-//! history, which has everything. That is tried at each update, but at most once a second.
+//! A file that lacks an update would be believed. So after an error it is emptied, and written anew from
+//! the history, which has everything. That is tried at each update, but at most once a second.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -15,9 +15,20 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cursor, Event, Feed, History, Page, Update};
+use super::{Backlog, Cursor, Event, Feed, History, Update};
 use crate::system::{METRICS, RateLimitedLog, latest_plausible, unix_millis};
 
+/// What an operator has to change; any other error is that of a disk, which may pass.
+const MISTAKES: [ErrorKind; 8] = [
+    ErrorKind::AlreadyExists,
+    ErrorKind::InvalidFilename,
+    ErrorKind::InvalidInput,
+    ErrorKind::IsADirectory,
+    ErrorKind::NotADirectory,
+    ErrorKind::NotFound,
+    ErrorKind::PermissionDenied,
+    ErrorKind::ResourceBusy,
+];
 /// Longer than any line that we write.
 const MAX_LINE: u64 = 256;
 /// After an error, until the disk is tried again.
@@ -29,15 +40,13 @@ const ADVICE: &str = "name another file, in a folder that exists and in which th
 pub struct Journal {
     path: PathBuf,
     made_up: bool,
-    /// Open for appending. `None` where the disk has not let us write a first one.
-    file: Option<File>,
     /// Held for its lock, as long as the process lives. Without it nothing is written.
     lock: Option<File>,
-    /// How long the file is, and how many updates it has.
+    /// Open for appending, where it has all that was published. Else it has to be written anew.
+    file: Option<File>,
+    /// How long that file is, and how many updates it has.
     length: u64,
     updates: usize,
-    /// Whether the file has all that was published, so that a line can be appended.
-    is_complete: bool,
     /// After an error the disk is not tried again before.
     next_try: Instant,
     errors: RateLimitedLog,
@@ -66,51 +75,41 @@ impl Journal {
             // A link stays a link: what it points to is replaced.
             path: fs::canonicalize(path).unwrap_or(path.to_owned()),
             made_up,
-            file: None,
             lock: None,
+            file: None,
             length: 0,
             updates: 0,
-            is_complete: false,
             next_try: Instant::now(),
             errors: RateLimitedLog::default(),
         };
-        match journal.start(history) {
+        match journal.recover(history) {
             Ok(()) => {}
-            Err(error) if is_mistake(&error) => {
+            Err(error) if MISTAKES.contains(&error.kind()) => {
                 return Err(format!("--journal {}: {error}; {ADVICE}", path.display()));
             }
-            Err(error) => {
-                journal.log_error(&error);
-                // Nobody knows what such a disk has not taken before.
-                history.mark_lost_end();
-            }
+            Err(error) => journal.fail(&error),
         }
         log::info!("journal: {} updates", history.count());
         Ok(journal)
     }
 
-    fn start(&mut self, history: &mut History) -> io::Result<()> {
+    /// Takes the lock, gives the history what is in the file, and writes that anew.
+    fn recover(&mut self, history: &mut History) -> io::Result<()> {
         if let Err(error) = self.lock() {
-            // Where it cannot be written, it may still be read.
-            if !is_mistake(&error) {
-                self.read(history)?;
+            if MISTAKES.contains(&error.kind()) {
+                return Err(error);
             }
+            // It cannot be written, but it may be read. Nobody knows what it has not taken before.
+            self.read(history)?;
+            history.mark_lost_end();
             return Err(error);
         }
-        let is_sound = self.read(history)?;
+        if let Err(error) = self.read(history) {
+            history.mark_lost_end();
+            return Err(error);
+        }
         history.expire();
-        let error = match self.rewrite(&history.page(Cursor::Latest, usize::MAX)) {
-            Ok(()) => return Ok(()),
-            Err(error) if is_mistake(&error) || !is_sound => return Err(error),
-            Err(error) => error,
-        };
-        // There is no room for another file, but the old one will do.
-        self.log_error(&error);
-        let file = OpenOptions::new().append(true).create(true).open(&self.path)?;
-        self.length = file.metadata()?.len();
-        self.file = Some(file);
-        self.is_complete = self.length > 0;
-        Ok(())
+        self.rewrite(&history.backlog(Cursor::After(0), usize::MAX))
     }
 
     /// Makes sure that no other process has this journal. The lock is on a file beside it, which stays
@@ -131,77 +130,64 @@ impl Journal {
         }
     }
 
-    /// Gives the history what is in the file. Returns whether all of it was good.
-    fn read(&mut self, history: &mut History) -> io::Result<bool> {
+    /// Gives the history what is in the file.
+    fn read(&mut self, history: &mut History) -> io::Result<()> {
         let mut reader = BufReader::new(File::open(&self.path)?);
         let mut line = Vec::new();
         if !read_line(&mut reader, &mut line)? {
-            return Ok(true); // It is empty: new, or emptied after an error.
+            return Ok(()); // It is empty: new, or emptied after an error.
         }
-        history.reset(self.check_header(&line)?);
+        history.reset(self.complete_since(&line)?);
         let mut number = 1;
-        let mut is_sound = true;
         let mut is_damaged = false;
         while read_line(&mut reader, &mut line)? {
             number += 1;
-            match parse(&line, history.newest()) {
-                Some(update) => {
-                    if is_damaged {
-                        history.mark_gap(update.timestamp);
-                    }
-                    is_damaged = false;
-                    history.push(update, Arc::new(Event::update(update)));
-                    self.updates += 1;
+            let Some(update) = parse(&line, history.newest()) else {
+                if !is_damaged {
+                    log::warn!("journal: line {number} is damaged: clients are told a gap");
                 }
-                None => {
-                    if !is_damaged {
-                        log::warn!("journal: line {number} is damaged: clients are told a gap");
-                    }
-                    is_sound = false;
-                    is_damaged = true;
-                }
+                is_damaged = true;
+                continue;
+            };
+            if is_damaged {
+                history.mark_gap(update.timestamp);
+                is_damaged = false;
             }
+            history.push(update, Arc::new(Event::update(update)));
         }
         if is_damaged {
             history.mark_lost_end();
         }
-        Ok(is_sound)
+        Ok(())
     }
 
-    /// Returns from when on the file has everything. An error where it is not ours to write.
-    fn check_header(&self, line: &[u8]) -> io::Result<Option<u64>> {
-        let header: Header = match serde_json::from_slice(line) {
-            Ok(header) => header,
-            Err(_) => return Err(mistake("its first line is not that of a btc-ticker journal")),
-        };
+    /// Reads the first line: since when the file has everything. An error where it is not ours to write.
+    fn complete_since(&self, line: &[u8]) -> io::Result<Option<u64>> {
+        let foreign = mistake("its first line is not that of a btc-ticker journal");
+        let Ok(header) = serde_json::from_slice::<Header>(line) else { return Err(foreign) };
         if header.journal != NAME {
-            return Err(mistake("its first line is not that of a btc-ticker journal"));
+            return Err(foreign);
         }
         match (header.made_up, self.made_up) {
-            (true, false) => Err(mistake("it has made-up prices, and these are real")),
-            (false, true) => Err(mistake("it has real prices, and these are made up")),
-            _ => match header.complete_since {
-                // It is of a clock that was far ahead.
-                Some(time) if time > latest_plausible() => Ok(Some(unix_millis())),
-                other => Ok(other),
-            },
+            (true, false) => return Err(mistake("it has made-up prices, and these are real")),
+            (false, true) => return Err(mistake("it has real prices, and these are made up")),
+            _ => {}
+        }
+        match header.complete_since {
+            // It is of a clock that was far ahead.
+            Some(time) if time > latest_plausible() => Ok(Some(unix_millis())),
+            time => Ok(time),
         }
     }
 
-    /// Writes an update, before anybody has seen it: a line, or the whole file anew where that does not
-    /// have all that was before.
+    /// Writes an update, before anybody has seen it.
     pub fn append(&mut self, update: Update, feed: &Feed) {
-        if self.is_complete && self.has_changed_outside() {
+        if self.has_changed_outside() {
             log::warn!("journal: somebody else has changed the file; it is written anew");
-            self.is_complete = false;
-            // Until it is, nobody may believe what stands there.
-            let _ = File::create(&self.path);
+            self.discard();
         }
-        if !self.is_complete {
-            let mut all = feed.page(Cursor::Latest, usize::MAX);
-            all.updates.push(Arc::new(Event::update(update)));
-            self.try_rewrite(&all);
-            return;
+        if self.file.is_none() {
+            self.try_rewrite(feed);
         }
         let Some(file) = &mut self.file else { return };
         let line = update.to_json() + "\n";
@@ -218,12 +204,8 @@ impl Journal {
     /// After an update: makes sure that a power cut loses nothing. Where more than half of the file has
     /// expired it is written anew.
     pub fn settle(&mut self, feed: &Feed) {
-        if !self.is_complete {
-            self.try_rewrite(&feed.page(Cursor::Latest, usize::MAX));
-            return;
-        }
-        if self.updates > 2 * feed.snapshot().updates {
-            self.try_rewrite(&feed.page(Cursor::Latest, usize::MAX));
+        if self.file.is_none() || self.updates > 2 * feed.snapshot().updates {
+            self.try_rewrite(feed);
         }
         let Some(file) = &self.file else { return };
         if let Err(error) = file.sync_data() {
@@ -231,22 +213,17 @@ impl Journal {
         }
     }
 
-    /// What comes next does not follow what is in the file.
-    pub fn mark_gap(&mut self) {
-        self.is_complete = false;
-    }
-
-    fn try_rewrite(&mut self, all: &Page) {
+    fn try_rewrite(&mut self, feed: &Feed) {
         if Instant::now() < self.next_try {
             return;
         }
-        if let Err(error) = self.rewrite(all) {
+        if let Err(error) = self.rewrite(&feed.backlog(Cursor::After(0), usize::MAX)) {
             self.log_error(&error);
         }
     }
 
     /// Writes a new file beside the old one, and puts it in its place: a crash leaves one of the two.
-    fn rewrite(&mut self, all: &Page) -> io::Result<()> {
+    fn rewrite(&mut self, all: &Backlog) -> io::Result<()> {
         self.lock()?;
         let new = beside(&self.path, ".btc-ticker-new");
         let file = match self.put_in_place(&new, all) {
@@ -262,13 +239,12 @@ impl Journal {
             let _ = File::open(folder).and_then(|folder| folder.sync_all());
         }
         self.length = file.metadata()?.len();
-        self.updates = all.updates.len();
+        self.updates = all.updates;
         self.file = Some(file);
-        self.is_complete = true;
         Ok(())
     }
 
-    fn put_in_place(&self, new: &Path, all: &Page) -> io::Result<File> {
+    fn put_in_place(&self, new: &Path, all: &Backlog) -> io::Result<File> {
         // A crash may have left one.
         let _ = fs::remove_file(new);
         let file = OpenOptions::new().append(true).create_new(true).open(new)?;
@@ -279,8 +255,8 @@ impl Journal {
             complete_since: all.complete_since,
         };
         writeln!(writer, "{}", serde_json::to_string(&header)?)?;
-        for update in &all.updates {
-            writeln!(writer, "{}", update.data())?;
+        for update in all.json() {
+            writeln!(writer, "{update}")?;
         }
         writer.flush()?;
         drop(writer);
@@ -301,17 +277,29 @@ impl Journal {
         }
     }
 
-    /// After an error the file may lack what others have seen, and is emptied: a restart that finds it so
-    /// begins without a past, and tells it. Even a full disk has room for that.
+    /// What comes next does not follow what is in the file. Called by the publisher.
+    pub fn discard(&mut self) {
+        if let Err(error) = self.empty() {
+            self.log_error(&error);
+        }
+    }
+
+    /// What is published now may not be in the file.
     fn fail(&mut self, error: &io::Error) {
-        self.is_complete = false;
-        let Some(file) = &self.file else { return };
-        match file.set_len(0).and_then(|()| file.sync_data()) {
+        match self.empty() {
             Ok(()) => self.log_error(error),
             Err(_) => self.log_error(&io::Error::other(format!(
                 "{error}; it cannot be emptied, so that a restart may miss updates without a word"
             ))),
         }
+    }
+
+    /// A restart that finds the file empty begins without a past, and tells it. Even a full disk has room
+    /// for that.
+    fn empty(&mut self) -> io::Result<()> {
+        self.file = None;
+        self.lock()?;
+        File::create(&self.path)?.sync_data()
     }
 
     fn log_error(&mut self, error: &io::Error) {
@@ -332,15 +320,6 @@ fn mistake(message: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, message)
 }
 
-/// Whether an operator has to change something, rather than wait for a disk.
-fn is_mistake(error: &io::Error) -> bool {
-    use ErrorKind::*;
-    matches!(
-        error.kind(),
-        AlreadyExists | InvalidFilename | InvalidInput | IsADirectory | NotADirectory | NotFound
-    ) || matches!(error.kind(), PermissionDenied | ResourceBusy)
-}
-
 /// Reads a line, or as much of it as a line of ours may have. False at the end of the file.
 fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
@@ -352,6 +331,6 @@ fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> 
 fn parse(line: &[u8], newest: u64) -> Option<Update> {
     let line = line.strip_suffix(b"\n")?;
     let update: Update = serde_json::from_slice(line).ok()?;
-    let is_next = (newest + 1..=latest_plausible()).contains(&update.timestamp);
-    (is_next && update.price > 0.0).then_some(update)
+    let is_next = update.timestamp > newest && update.timestamp <= latest_plausible();
+    if is_next && update.price > 0.0 { Some(update) } else { None }
 }

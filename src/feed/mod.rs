@@ -1,7 +1,7 @@
 //! The feed: the history of updates, and the subscribers that wait for the next one.
 //! Shared by the poller or the follower (publish), the janitor (expires), the heartbeat (beats) and
 //! every client's thread (subscribes). This room is about updates: nothing here knows the source (only
-//! whether its prices are made up), or by which protocol updates leave.
+//! whether its prices are made up), nor by which protocol updates leave.
 
 mod cursor;
 mod event;
@@ -23,7 +23,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::system::METRICS;
 pub use cursor::Cursor;
 pub use event::{Event, Update};
-pub use history::{Backlog, History, Page};
+pub use history::{Backlog, History};
 pub use journal::Journal;
 use lock::{Mutex, MutexGuard};
 pub use publisher::Publisher;
@@ -31,12 +31,6 @@ pub use publisher::Publisher;
 /// How many events a subscriber may be behind before it loses its channel. Few, because the channel
 /// is memory per client, and because one that lost it finds what it missed in the history.
 const CHANNEL_CAPACITY: usize = 8;
-
-/// That a client has gone shows at the second write after it left. So a full service looks for those
-/// who have gone by two heartbeats, so far apart, and not again for a while.
-const SEARCH_BEATS: u32 = 2;
-const SEARCH_PAUSE: Duration = Duration::from_millis(750);
-const NEXT_SEARCH: Duration = Duration::from_secs(10);
 
 /// Why there is no price, where nobody knows more.
 const NO_NEW_PRICE: &str = "no new price";
@@ -51,12 +45,21 @@ pub struct Feed {
     /// for I/O and never while threads are woken.
     state: Mutex<State>,
     /// Wakes the heartbeat's thread before its time. Never ends: the feed has both ends.
-    wake_heartbeat: Sender<()>,
-    beat_sooner: Receiver<()>,
+    wake_heartbeat: Sender<Wake>,
+    wakes: Receiver<Wake>,
     /// Closes when the feed has closed and the last subscriber has left.
     all_gone: Receiver<Infallible>,
     /// Whether prices are none of a market: every status says so.
     made_up: bool,
+}
+
+/// Why the heartbeat is woken.
+#[derive(PartialEq)]
+enum Wake {
+    /// Prices will be stale at another time than it waits for.
+    Look,
+    /// A client has found no place.
+    FindGone,
 }
 
 struct State {
@@ -70,11 +73,7 @@ struct State {
     status: Arc<Event>,
     /// When anything was last sent to all.
     last_sent: Instant,
-    /// How many more beats are to show who has gone, and when such a search may begin again.
-    search_beats: u32,
-    next_search: Instant,
-    /// Every subscription holds a clone of it. Gone when the feed has closed: nobody may subscribe
-    /// any more.
+    /// Every channel holds a clone of it. Gone when the feed has closed: nobody may subscribe any more.
     open: Option<Sender<Infallible>>,
 }
 
@@ -91,13 +90,17 @@ struct Subscribers {
 pub struct Subscription {
     /// To be told first, where there is something to tell.
     pub status: Option<Arc<Event>>,
-    /// To be taken, because it may be long.
-    pub backlog: Option<Backlog>,
+    pub backlog: Backlog,
+    pub channel: Channel,
+}
+
+/// A subscriber's end of its channel. Who drops it has left.
+pub struct Channel {
     /// Events after the backlog; disconnected when the client fell behind or the feed closed.
     pub live: Receiver<Arc<Event>>,
     number: u64,
     feed: Arc<Feed>,
-    /// Dropped with the subscription, which tells `main` when the last one has gone.
+    /// Tells `main` when the last one has gone.
     _open: Sender<Infallible>,
 }
 
@@ -119,7 +122,7 @@ impl Feed {
     pub fn new(history: History, made_up: bool, patience: Duration) -> Arc<Feed> {
         let now = Instant::now();
         let (open, all_gone) = bounded(0);
-        let (wake_heartbeat, beat_sooner) = bounded(1);
+        let (wake_heartbeat, wakes) = bounded(1);
         let age = history.age().unwrap_or_default();
         let state = State {
             history,
@@ -128,15 +131,13 @@ impl Feed {
             is_stale: false,
             status: Arc::new(Event::fresh(made_up)),
             last_sent: now,
-            search_beats: 0,
-            next_search: now,
             open: Some(open),
         };
         Arc::new(Feed {
             subscribers: Mutex::default(),
             state: Mutex::new(state),
             wake_heartbeat,
-            beat_sooner,
+            wakes,
             all_gone,
             made_up,
         })
@@ -182,8 +183,7 @@ impl Feed {
             state.status = Arc::new(Event::fresh(self.made_up));
             let status = state.status.clone();
             send(&mut subscribers, state, status);
-            // While prices were stale it did not look at `stale_at`. Now it has to.
-            self.beat_soon();
+            self.wake(Wake::Look);
         }
     }
 
@@ -194,58 +194,29 @@ impl Feed {
         state.stale_at = state.stale_at.min(Instant::now() + patience);
         reason.clone_into(&mut state.reason);
         drop(state);
-        self.beat_soon();
+        self.wake(Wake::Look);
     }
 
-    /// The service is full: looks for those who have gone, unless it has just done so.
-    /// Called by the thread of a client who found no place.
+    /// The service is full, so those who have gone are to be found. Called by the thread of a client who
+    /// found no place.
     pub fn find_gone(&self) {
-        let now = Instant::now();
-        let mut state = self.state.lock();
-        if now < state.next_search {
-            return;
-        }
-        state.next_search = now + NEXT_SEARCH;
-        state.search_beats = SEARCH_BEATS;
-        drop(state);
-        self.beat_soon();
+        self.wake(Wake::FindGone);
     }
 
-    fn beat_soon(&self) {
-        // Where a word is waiting already, it is enough.
-        let _ = self.wake_heartbeat.try_send(());
+    fn wake(&self, wake: Wake) {
+        // Where one is waiting already it is enough: it looks then, and who finds no place comes again.
+        let _ = self.wake_heartbeat.try_send(wake);
     }
 
-    /// Tells all what only the time brings: that prices have become stale; or nothing but that the
-    /// stream is open, where it was quiet for `heartbeat`. Returns when to look again. Called by the
-    /// heartbeat.
-    pub fn beat(&self, heartbeat: Duration) -> Instant {
-        if let Some(reason) = self.tell_if_stale() {
-            log::warn!("the price is stale: {reason}");
-        }
-        let mut subscribers = self.subscribers.lock();
-        let state = self.state.lock();
-        if Instant::now() >= state.next_beat(heartbeat) {
-            send(&mut subscribers, state, Arc::new(Event::heartbeat()));
-        } else {
-            drop(state);
-        }
-        drop(subscribers);
-        // `send` has freed the state: it is locked again for a look at what comes next.
-        let state = self.state.lock();
-        let next_beat = state.next_beat(heartbeat);
-        if state.is_stale { next_beat } else { next_beat.min(state.stale_at) }
-    }
-
-    /// Returns the reason where prices have become stale just now.
-    fn tell_if_stale(&self) -> Option<String> {
+    /// Tells all that prices have become stale, and returns why, where that is so just now. Called by
+    /// the heartbeat.
+    pub fn tell_if_stale(&self) -> Option<String> {
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
         if state.is_stale || Instant::now() < state.stale_at {
             return None;
         }
-        let latest = state.history.latest();
-        let since = latest.map(|update| update.timestamp);
+        let since = state.history.latest().map(|update| update.timestamp);
         let reason = state.reason.clone();
         let status = Arc::new(Event::stale(self.made_up, since, &reason));
         state.is_stale = true;
@@ -254,29 +225,50 @@ impl Feed {
         Some(reason)
     }
 
+    /// Sends all a comment, which says nothing, unless something was sent within `quiet`. Called by the
+    /// heartbeat.
+    pub fn keep_open(&self, quiet: Duration) {
+        let mut subscribers = self.subscribers.lock();
+        let state = self.state.lock();
+        if state.last_sent.elapsed() >= quiet {
+            send(&mut subscribers, state, Arc::new(Event::heartbeat()));
+        }
+    }
+
+    /// When a stream will have been quiet for `heartbeat`, or prices will be stale, whichever comes
+    /// first. Called by the heartbeat.
+    pub fn next_look(&self, heartbeat: Duration) -> Instant {
+        let state = self.state.lock();
+        let quiet_at = state.last_sent + heartbeat;
+        if state.is_stale { quiet_at } else { quiet_at.min(state.stale_at) }
+    }
+
     /// Takes the backlog after `from` and registers a channel for what follows, both under one lock:
     /// an update is in one of the two and never in both. `None` when the feed has closed.
     /// Called by a client's thread, again whenever its channel has ended.
     pub fn subscribe(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
-        let (channel, live) = bounded(CHANNEL_CAPACITY);
+        let (sender, live) = bounded(CHANNEL_CAPACITY);
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
         let open = state.open.clone()?;
-        let backlog = Some(state.history.backlog(from));
+        // A newcomer has the latest update at once.
+        let limit = if from == Cursor::Latest { 1 } else { usize::MAX };
+        let backlog = state.history.backlog(from, limit);
         // Who comes back may have been told another status before.
         let comes_back = from != Cursor::Latest;
         let is_news = comes_back || state.is_stale || self.made_up;
         let status = is_news.then(|| state.status.clone());
         subscribers.last_number += 1;
         let number = subscribers.last_number;
-        subscribers.channels.insert(number, channel);
-        Some(Subscription { status, backlog, live, number, feed: self.clone(), _open: open })
+        subscribers.channels.insert(number, sender);
+        let channel = Channel { live, number, feed: self.clone(), _open: open };
+        Some(Subscription { status, backlog, channel })
     }
 
     /// Some of the history: the first `limit` updates after a cursor, or the latest ones. Called by a
     /// client's thread, and by the publisher, whose journal is written anew from it.
-    pub fn page(&self, from: Cursor, limit: usize) -> Page {
-        self.state.lock().history.page(from, limit)
+    pub fn backlog(&self, from: Cursor, limit: usize) -> Backlog {
+        self.state.lock().history.backlog(from, limit)
     }
 
     /// Forgets what is older than the retention; returns when to do so again. Called by the janitor.
@@ -309,23 +301,24 @@ impl Feed {
     }
 }
 
-impl State {
-    fn next_beat(&self, heartbeat: Duration) -> Instant {
-        let pause = if self.search_beats > 0 { heartbeat.min(SEARCH_PAUSE) } else { heartbeat };
-        self.last_sent + pause
-    }
-}
-
 /// Hands an event to every channel, after the state is free again. A channel that is full is dropped,
 /// which its subscriber will notice.
 fn send(subscribers: &mut Subscribers, mut state: MutexGuard<State>, event: Arc<Event>) {
     state.last_sent = Instant::now();
-    state.search_beats = state.search_beats.saturating_sub(1);
     drop(state);
-    subscribers.channels.retain(|_, channel| channel.try_send(event.clone()).is_ok());
+    let mut fell_behind = Vec::new();
+    for (number, channel) in &subscribers.channels {
+        if channel.try_send(event.clone()).is_err() {
+            fell_behind.push(*number);
+        }
+    }
+    for number in fell_behind {
+        subscribers.channels.remove(&number);
+        METRICS.clients_fell_behind.inc();
+    }
 }
 
-impl Drop for Subscription {
+impl Drop for Channel {
     fn drop(&mut self) {
         self.feed.subscribers.lock().channels.remove(&self.number);
     }
@@ -360,7 +353,7 @@ mod tests {
 
     /// The ids of the backlog, and what the gap says.
     fn ask(feed: &Arc<Feed>, from: Cursor) -> (Vec<u64>, Option<String>) {
-        let backlog = feed.subscribe(from).unwrap().backlog.take().unwrap();
+        let backlog = feed.subscribe(from).unwrap().backlog;
         let text = backlog.wire();
         let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
         let ids: Vec<u64> = ids.map(|id| id.parse().unwrap()).collect();
@@ -443,7 +436,7 @@ mod tests {
         assert_eq!(ask(&feed, Cursor::After(4_000)), (vec![], gap(4_000, None)));
         feed.publish(update(5_000));
         feed.publish(update(6_000));
-        let live: String = here.live.try_iter().map(|event| event.wire.clone()).collect();
+        let live: String = here.channel.live.try_iter().map(|event| event.wire.clone()).collect();
         let [first, second] = [5_000, 6_000].map(|time| Event::update(update(time)).wire);
         assert_eq!(live, format!("{}{first}{second}", gap(3_000, Some(5_000)).unwrap()));
         assert_eq!(ask(&feed, Cursor::After(3_000)).1, gap(3_000, Some(5_000)));
@@ -454,25 +447,26 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_the_first_updates_after_a_cursor_or_the_latest() {
+    fn a_limit_cuts_off_what_comes_after_it_or_before_the_latest() {
         let feed = feed_with(&[2_000, 3_000, 4_000, 5_000, 6_000], 4);
-        let page = |from, limit| {
-            let page = feed.page(from, limit);
-            let times = page.updates.iter().map(|event| event.update.unwrap().timestamp);
-            let times: Vec<u64> = times.collect();
-            (times, page.gap.map(|gap| gap.wire.to_string()))
+        let times = |from, limit| {
+            let backlog = feed.backlog(from, limit);
+            let json = backlog.json().map(|json| serde_json::from_str::<Update>(json).unwrap());
+            let times: Vec<u64> = json.map(|update| update.timestamp).collect();
+            assert_eq!(times.len(), backlog.updates);
+            (times, backlog.gap.map(|gap| gap.wire.to_string()))
         };
-        assert_eq!(page(Cursor::Latest, 10), (vec![3_000, 4_000, 5_000, 6_000], None));
-        assert_eq!(page(Cursor::Latest, 2), (vec![5_000, 6_000], None));
-        assert_eq!(page(Cursor::After(0), 2), (vec![3_000, 4_000], None));
-        assert_eq!(page(Cursor::After(4_000), usize::MAX), (vec![5_000, 6_000], None));
-        assert_eq!(page(Cursor::After(6_000), 1), (vec![], None));
-        assert_eq!(page(Cursor::After(1_999), 1), (vec![3_000], gap(1_999, Some(3_000))));
-        assert!(feed_with(&[], 4).page(Cursor::Latest, 5).updates.is_empty());
+        assert_eq!(times(Cursor::Latest, 10), (vec![3_000, 4_000, 5_000, 6_000], None));
+        assert_eq!(times(Cursor::Latest, 2), (vec![5_000, 6_000], None));
+        assert_eq!(times(Cursor::After(0), 2), (vec![3_000, 4_000], None));
+        assert_eq!(times(Cursor::After(4_000), usize::MAX), (vec![5_000, 6_000], None));
+        assert_eq!(times(Cursor::After(6_000), 1), (vec![], None));
+        assert_eq!(times(Cursor::After(1_999), 1), (vec![3_000], gap(1_999, Some(3_000))));
+        assert_eq!(feed_with(&[], 4).backlog(Cursor::Latest, 5).updates, 0);
     }
 
     #[test]
-    fn a_long_backlog_is_the_same_as_a_short_one() {
+    fn a_backlog_is_cut_out_of_all_that_is_joined() {
         let times: Vec<u64> = (2_000..2_100).collect();
         let feed = feed_with(&times, 1_000);
         for start in 0..times.len() {
@@ -487,7 +481,7 @@ mod tests {
         for time in 0..100 {
             feed.publish(update(2_000 + time));
         }
-        let received = slow.live.iter().count() as u64;
+        let received = slow.channel.live.iter().count() as u64;
         assert!(received < 100, "a bounded channel");
         let position = Cursor::After(2_000 + received - 1);
         assert_eq!(ask(&feed, position).0.len() as u64, 100 - received);
@@ -497,20 +491,20 @@ mod tests {
     fn stale_is_told_when_its_time_has_come_to_those_who_are_here_and_those_who_come() {
         let feed = feed_with(&[2_000], 10);
         let wires = |subscription: &Subscription| -> Vec<String> {
-            subscription.live.try_iter().map(|event| event.wire.to_string()).collect()
+            subscription.channel.live.try_iter().map(|event| event.wire.to_string()).collect()
         };
         let told_first = |from| Some(feed.subscribe(from)?.status.as_ref()?.wire.clone());
         let here = feed.subscribe(Cursor::Latest).unwrap();
         feed.source_is_well(HOUR);
         feed.source_fails("timed out", HOUR);
-        feed.beat(HOUR);
+        feed.tell_if_stale();
         assert!(wires(&here).is_empty(), "there is time");
         assert_eq!(told_first(Cursor::Latest), None);
 
         feed.source_fails("timed out", Duration::ZERO);
         // It is said once.
         for _ in 0..3 {
-            feed.beat(HOUR);
+            feed.tell_if_stale();
         }
         let stale = Event::stale(false, Some(2_000), "timed out").wire;
         assert_eq!(wires(&here).concat(), *stale);
@@ -522,22 +516,6 @@ mod tests {
         assert_eq!(wires(&here).concat(), *fresh);
         assert_eq!(told_first(Cursor::Latest), None);
         assert_eq!(told_first(Cursor::After(2_000)), Some(fresh), "it may have heard otherwise");
-    }
-
-    #[test]
-    fn a_search_for_the_gone_is_two_beats_and_not_again_at_once() {
-        let feed = feed_with(&[2_000], 10);
-        let here = feed.subscribe(Cursor::Latest).unwrap();
-        let is_soon = || feed.beat(HOUR) < Instant::now() + 2 * SEARCH_PAUSE;
-        assert!(!is_soon());
-        feed.find_gone();
-        assert_eq!(feed.beat_sooner.try_iter().count(), 1, "the heartbeat is woken");
-        let mut beats = 0;
-        while is_soon() {
-            feed.find_gone();
-            beats += here.live.recv_timeout(SEARCH_PAUSE / 10).is_ok() as u32;
-        }
-        assert_eq!(beats + here.live.try_iter().count() as u32, SEARCH_BEATS);
     }
 
     #[test]
@@ -562,9 +540,9 @@ mod tests {
                 move || feed.publish(update(time))
             });
             while feed.snapshot().latest != Some(update(time)) {}
-            let is_early = all[all.len() - 1].live.is_empty();
+            let is_early = all[all.len() - 1].channel.live.is_empty();
             publisher.join().unwrap();
-            all.iter().for_each(|subscriber| drop(subscriber.live.try_recv()));
+            all.iter().for_each(|subscriber| drop(subscriber.channel.live.try_recv()));
             is_early
         };
         assert!((2_001..2_200).any(is_seen_early), "only after all were served");
@@ -575,7 +553,10 @@ mod tests {
         let feed = feed_with(&[], 10);
         let [one, other] = [(); 2].map(|()| feed.subscribe(Cursor::Latest).unwrap());
         feed.publish(update(2_000));
-        assert!(Arc::ptr_eq(&one.live.recv().unwrap(), &other.live.recv().unwrap()));
+        assert!(Arc::ptr_eq(
+            &one.channel.live.recv().unwrap(),
+            &other.channel.live.recv().unwrap()
+        ));
     }
 
     #[test]
@@ -585,7 +566,10 @@ mod tests {
         feed.publish(update(2_000));
         let fresh = feed.subscribe(Cursor::Latest).unwrap();
         let all_gone = feed.close();
-        assert_eq!((settled.live.iter().count(), fresh.live.iter().count()), (1, 0));
+        assert_eq!(
+            (settled.channel.live.iter().count(), fresh.channel.live.iter().count()),
+            (1, 0)
+        );
         assert!(feed.subscribe(Cursor::Latest).is_none());
         drop(settled);
         assert_eq!(all_gone.try_recv(), Err(TryRecvError::Empty), "one is still here");

@@ -35,7 +35,7 @@ impl Publisher {
     pub fn mark_gap(&mut self, oldest: u64) {
         self.feed.mark_gap(oldest);
         if let Some(journal) = &mut self.journal {
-            journal.mark_gap();
+            journal.discard();
         }
     }
 }

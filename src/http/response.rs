@@ -2,14 +2,13 @@
 //! shares nothing.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 use serde_json::json;
 use tiny_http::StatusCode;
 
-use crate::feed::Event;
+use crate::feed::Backlog;
 
 /// It is about this moment; and a proxy that would compress a stream would hold it back.
 pub const CACHE_CONTROL: &str = "no-store, no-transform";
@@ -26,8 +25,8 @@ pub struct Response {
 #[derive(Clone)]
 enum Body {
     Bytes(Vec<u8>),
-    /// To be written as a JSON array, from what all who ask for it share: it may be long.
-    Updates(Vec<Arc<Event>>),
+    /// To be written as a JSON array, from what all share: it may be long.
+    Updates(Backlog),
 }
 
 impl Response {
@@ -51,9 +50,9 @@ impl Response {
     }
 
     /// A JSON array of updates.
-    pub fn updates(updates: Vec<Arc<Event>>) -> Response {
-        let json: usize = updates.iter().map(|event| event.data().len()).sum();
-        let commas = updates.len().saturating_sub(1);
+    pub fn updates(updates: Backlog) -> Response {
+        let json: usize = updates.json().map(str::len).sum();
+        let commas = updates.updates.saturating_sub(1);
         let length = "[]".len() + json + commas;
         let response = Response::bare(200).content("application/json", length).of_this_moment();
         Response { body: Body::Updates(updates), ..response }
@@ -101,16 +100,18 @@ impl Response {
             writer,
             "HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\n{headers}Connection: {connection}\r\n\r\n"
         )?;
+        if !with_body {
+            return Ok(());
+        }
         match &self.body {
-            _ if !with_body => Ok(()),
             Body::Bytes(bytes) => writer.write_all(bytes),
             Body::Updates(updates) => {
-                let mut before = "[";
-                for update in updates {
-                    write!(writer, "{before}{}", update.data())?;
-                    before = ",";
+                writer.write_all(b"[")?;
+                for (index, json) in updates.json().enumerate() {
+                    let comma = if index == 0 { "" } else { "," };
+                    write!(writer, "{comma}{json}")?;
                 }
-                writer.write_all(if updates.is_empty() { b"[]" } else { b"]" })
+                writer.write_all(b"]")
             }
         }
     }

@@ -161,9 +161,10 @@ impl Routes {
         if self.has_no_past_yet() {
             return no_price_yet();
         }
-        let page = self.feed.page(from, limit);
-        let mut response = self.marked(Response::updates(page.updates));
-        if let Some(gap) = page.gap {
+        let backlog = self.feed.backlog(from, limit);
+        let gap = backlog.gap.clone();
+        let mut response = self.marked(Response::updates(backlog));
+        if let Some(gap) = gap {
             response = response.header("X-Gap", gap.data());
         }
         response.header("Access-Control-Expose-Headers", "X-Gap")

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, never, select};
 
 use super::response::{CACHE_CONTROL, Response};
-use crate::feed::{Cursor, Event, Feed, Subscription};
+use crate::feed::{Backlog, Cursor, Event, Feed, Subscription};
 use crate::source::MADE_UP;
 use crate::system::{METRICS, random};
 
@@ -54,28 +54,32 @@ impl Stream<'_> {
 
     /// Ends when the feed has closed, or when the client fails.
     fn stream(&mut self, feed: &Arc<Feed>, head: &Response) -> io::Result<()> {
-        let Some(mut subscription) = feed.subscribe(self.position) else { return Ok(()) };
-        self.catch_up(opening(head)?, &mut subscription)?;
+        let mut opening = opening(head)?;
         loop {
-            self.follow(&subscription.live)?;
+            let Some(subscription) = feed.subscribe(self.position) else { return Ok(()) };
+            let Subscription { status, backlog, channel } = subscription;
+            self.catch_up(opening, status, backlog)?;
+            self.follow(&channel.live)?;
             // The channel has ended: the feed has closed, or this client fell behind.
-            let Some(again) = feed.subscribe(self.position) else { return Ok(()) };
-            METRICS.clients_fell_behind.inc();
-            subscription = again;
-            self.catch_up(Vec::new(), &mut subscription)?;
+            opening = Vec::new();
         }
     }
 
     /// Writes `opening`, which only a new client is to have, and what the client has missed.
     // Not inlined, so that its frame is not a part of every client's stack.
     #[inline(never)]
-    fn catch_up(&mut self, opening: Vec<u8>, subscription: &mut Subscription) -> io::Result<()> {
-        // Taken out, because it may be the whole history, which would be kept for as long as the stream
-        // lasts.
-        let Some(backlog) = subscription.backlog.take() else { return Ok(()) };
+    fn catch_up(
+        &mut self,
+        opening: Vec<u8>,
+        status: Option<Arc<Event>>,
+        backlog: Backlog,
+    ) -> io::Result<()> {
         let mut bytes = opening;
-        for event in [&subscription.status, &backlog.gap].into_iter().flatten() {
-            bytes.extend_from_slice(event.wire.as_bytes());
+        if let Some(status) = status {
+            bytes.extend_from_slice(status.wire.as_bytes());
+        }
+        if let Some(gap) = &backlog.gap {
+            bytes.extend_from_slice(gap.wire.as_bytes());
         }
         self.socket.write_all(&bytes)?;
         self.socket.write_all(backlog.wire().as_bytes())?;
