@@ -2,6 +2,7 @@
 //! Read once, by `main`.
 
 use std::env;
+use std::io::{self, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -88,15 +89,21 @@ impl Config {
             Ok(config) => config,
             Err(error) => exit(&command, &error),
         };
-        let has_own_url = config.source_url.is_some() || config.price_at.is_some();
-        let wrong = if config.retention < config.interval {
-            "--retention must be at least --interval, or nothing is ever kept"
-        } else if config.is_demo() && has_own_url {
-            "--source demo has its own URL: leave out --source-url and --price-at"
-        } else {
-            return config;
-        };
-        Config::command().error(ErrorKind::ValueValidation, wrong).exit()
+        if let Some(wrong) = config.contradiction() {
+            Config::command().error(ErrorKind::ValueValidation, wrong).exit();
+        }
+        config
+    }
+
+    /// What makes no sense together.
+    fn contradiction(&self) -> Option<&'static str> {
+        if self.retention < self.interval {
+            return Some("--retention must be at least --interval, or nothing is ever kept");
+        }
+        if self.is_demo() && (self.source_url.is_some() || self.price_at.is_some()) {
+            return Some("--source demo has its own URL: leave out --source-url and --price-at");
+        }
+        None
     }
 
     /// Whether prices are made up by this process.
@@ -109,8 +116,10 @@ impl Config {
         if let Some(origin) = &self.follow {
             return Source::origin(origin);
         }
-        let key = env::var(KEY_VARIABLE).unwrap_or_default();
-        let key = Some(key.trim().to_owned()).filter(|key| !key.is_empty());
+        let key = match env::var(KEY_VARIABLE) {
+            Ok(key) if !key.trim().is_empty() => Some(key.trim().to_owned()),
+            _ => None,
+        };
         let mut source = match self.source {
             Preset::Demo => Source::demo(demo_url.unwrap_or_default()),
             Preset::Coinbase => Source::coinbase(),
@@ -144,20 +153,16 @@ fn without_empty_variable(arg: Arg) -> Arg {
     }
 }
 
-/// Says what is wrong, and where a wrong value came from, and ends the process.
+/// Says what is wrong, and which environment variable has the wrong value, if one has, and ends the
+/// process.
 fn exit(command: &Command, error: &clap::Error) -> ! {
     let _ = error.print();
-    let context = (error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidValue));
-    if let (Some(ContextValue::String(wrong)), Some(ContextValue::String(value))) = context {
-        let option = wrong.split(' ').next().unwrap_or_default();
-        let arg = command.get_arguments().find(|arg| arg.get_long() == option.strip_prefix("--"));
-        let is_option = |word: String| word == option || word.starts_with(&format!("{option}="));
-        let is_given = env::args_os().any(|word| is_option(word.to_string_lossy().into_owned()));
-        if let Some(variable) = arg.and_then(Arg::get_env)
-            && env::var_os(variable).is_some_and(|text| text == **value)
-            && !is_given
-        {
-            eprintln!("The value is that of the environment variable {}.", variable.display());
+    if let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidValue) {
+        for variable in command.get_arguments().filter_map(Arg::get_env) {
+            if env::var_os(variable).is_some_and(|value| value == **wrong) {
+                let name = variable.display();
+                let _ = writeln!(io::stderr(), "The environment variable {name} has this value.");
+            }
         }
     }
     std::process::exit(error.exit_code())
@@ -182,23 +187,27 @@ fn duration(text: &str) -> Result<Duration, &'static str> {
 }
 
 fn url(text: &str) -> Result<String, &'static str> {
-    const FORM: &str = "write a whole URL, such as https://api.example.com/btc";
-    let uri: Uri = text.parse().map_err(|_| FORM)?;
-    match (uri.scheme_str(), uri.host()) {
-        (Some("http" | "https"), Some(_)) => Ok(text.to_owned()),
-        _ => Err(FORM),
+    match scheme(text) {
+        Some(scheme) if scheme == "http" || scheme == "https" => Ok(text.to_owned()),
+        _ => Err("write a whole URL, such as https://api.example.com/btc"),
     }
 }
 
 fn origin(text: &str) -> Result<String, &'static str> {
-    const FORM: &str = "write the address of a btc-ticker, such as http://origin:8080 (no https: \
-        TLS is for a proxy in front)";
-    let uri: Uri = text.parse().map_err(|_| FORM)?;
-    let is_plain = uri.query().is_none() && !text.contains('@');
-    match (uri.scheme_str(), uri.host()) {
-        (Some("http"), Some(_)) if is_plain => Ok(text.to_owned()),
-        _ => Err(FORM),
+    match scheme(text) {
+        Some(scheme) if scheme == "http" && !text.contains(['@', '?']) => Ok(text.to_owned()),
+        _ => {
+            Err("write the address of a btc-ticker, such as http://origin:8080 (no https: TLS is \
+            for a proxy in front)")
+        }
     }
+}
+
+/// The scheme of a whole URL, which has a host.
+fn scheme(text: &str) -> Option<String> {
+    let uri: Uri = text.parse().ok()?;
+    uri.host()?;
+    uri.scheme_str().map(str::to_owned)
 }
 
 fn pointer(text: &str) -> Result<String, &'static str> {

@@ -14,7 +14,7 @@ use btc_ticker::source::STALE_AFTER;
 use btc_ticker::source::demo::Demo;
 use btc_ticker::source::follow::Follower;
 use btc_ticker::source::poller::Poller;
-use btc_ticker::system::{Limits, METRICS, Shutdown, Threads, unix_millis};
+use btc_ticker::system::{Limits, METRICS, Threads, unix_millis};
 use btc_ticker::system::{health, kernel, logging};
 use crossbeam_channel::RecvTimeoutError;
 
@@ -60,7 +60,7 @@ fn start() -> i32 {
 }
 
 fn run(config: &Config) -> Result<(), Box<dyn Error>> {
-    let mut threads = Threads::new(Shutdown::on_signal()?);
+    let mut threads = Threads::new()?;
     let listener = listen(config.listen).map_err(|error| {
         let address = config.listen;
         format!("cannot listen on {address}: {error}; free it, or choose another with --listen")
@@ -98,9 +98,10 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         let poller = Poller::new(source, interval, feed.clone(), publisher);
         threads.spawn("poller", move |shutdown| poller.run(shutdown))?;
     }
-    let (forgetting, quiet, heartbeat) = (feed.clone(), feed.clone(), config.heartbeat);
-    threads.spawn("janitor", move |shutdown| janitor::run(&forgetting, shutdown))?;
-    threads.spawn("heartbeat", move |shutdown| heartbeat::run(&quiet, heartbeat, shutdown))?;
+    let shared = feed.clone();
+    threads.spawn("janitor", move |shutdown| janitor::run(&shared, shutdown))?;
+    let (shared, heartbeat) = (feed.clone(), config.heartbeat);
+    threads.spawn("heartbeat", move |shutdown| heartbeat::run(&shared, heartbeat, shutdown))?;
 
     // Clients.
     let server = Server::new(listener, routes);
@@ -112,9 +113,9 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let end = threads.wait();
     match end {
         Ok(()) => log::info!("stopping: asked by a signal"),
-        // The shutdown is still open: the other threads end with the process.
         Err(name) => log::info!("stopping: the thread {name} has ended by itself"),
     }
+    threads.shut_down();
     let deadline = Instant::now() + SHUTDOWN_GRACE;
     server.stop();
     if let Some(demo) = &demo {

@@ -652,11 +652,16 @@ fn every_odd_request_has_its_answer() {
         open.push(reader);
     }
     assert!(is_served(&server));
-    for (reason, least) in [("malformed", 9.0), ("body", 11.0), ("too long", 5.0), ("version", 4.0)]
-    {
-        let refused =
-            server.metric(&format!("btc_ticker_heads_refused_total{{reason=\"{reason}\"}}"));
-        assert!(refused >= least, "{refused} {reason}");
+    for status in [400, 413, 431, 505] {
+        let expected = requests.iter().filter(|(answer, _)| *answer == status).count();
+        let refused = server.metric(&format!(
+            "btc_ticker_http_requests_total{{path=\"other\",status=\"{status}\"}}"
+        ));
+        // Some that are 400 are understood, and wrong.
+        assert!(
+            refused <= expected as f64 && refused > 0.8 * expected as f64,
+            "{refused} {status}"
+        );
     }
     drop(open);
     rest.comes_back(&server);

@@ -49,7 +49,7 @@ pub struct Feed {
     wakes: Receiver<Wake>,
     /// Closes when the feed has closed and the last subscriber has left.
     all_gone: Receiver<Infallible>,
-    /// Whether prices are none of a market: every status says so.
+    /// Whether prices are made up: every status says so.
     made_up: bool,
 }
 

@@ -9,7 +9,7 @@ use tiny_http::Method;
 
 use super::request::{self, HEAD_TIMEOUT, Incoming};
 use super::response::Response;
-use super::routes::{Answer, Routes, StreamStart};
+use super::routes::{Answer, Routes, StreamStart, UNKNOWN_PATH};
 use crate::system::METRICS;
 
 /// A connection whose buffers are full and that takes nothing for so long is closed.
@@ -50,7 +50,7 @@ fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Next> {
         let request = match request::next(socket, &mut read) {
             Incoming::Request(request) => request,
             Incoming::Refused(refusal) => {
-                METRICS.heads_refused.inc(&[&refusal.reason]);
+                METRICS.http_requests.inc(&[&UNKNOWN_PATH, &refusal.status]);
                 let response = Response::error(refusal.status, refusal.message);
                 response.write_to(&mut writer, true, false)?;
                 writer.flush()?;

@@ -40,49 +40,50 @@ pub enum Incoming {
 /// Why a request is not understood. After it the connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Refusal {
-    /// What the metrics call it.
-    pub reason: &'static str,
     pub status: u16,
     /// The sentence that says what is right.
     pub message: &'static str,
 }
 
-impl Refusal {
-    const fn new(reason: &'static str, status: u16, message: &'static str) -> Refusal {
-        Refusal { reason, status, message }
-    }
-}
-
-const FORM: &str = "this is no HTTP/1.1 request: send GET, a path and HTTP/1.1 on the first line, \
-    then headers of the form Name: value, then an empty line";
-const MALFORMED: Refusal = Refusal::new("malformed", 400, FORM);
-const NO_HOST: Refusal = Refusal::new(
-    "malformed",
-    400,
-    "a request of HTTP/1.1 has one Host header, with a name or an address, such as Host: localhost:8080",
-);
-const TARGET: Refusal = Refusal::new(
-    "malformed",
-    400,
-    "ask for a path that begins with /, such as GET /price HTTP/1.1",
-);
-const FRAMING: Refusal = Refusal::new(
-    "malformed",
-    400,
-    "where this body ends is not clear, and no request here has one: send GET, and only a head",
-);
+const MALFORMED: Refusal = Refusal {
+    status: 400,
+    message: "this is no HTTP/1.1 request: send GET, a path and HTTP/1.1 on the first line, then \
+        headers of the form Name: value, then an empty line",
+};
+const NO_HOST: Refusal = Refusal {
+    status: 400,
+    message: "a request of HTTP/1.1 has one Host header, with a name or an address, such as \
+        Host: localhost:8080",
+};
+const TARGET: Refusal = Refusal {
+    status: 400,
+    message: "ask for a path that begins with /, such as GET /price HTTP/1.1",
+};
+const FRAMING: Refusal = Refusal {
+    status: 400,
+    message: "where this body ends is not clear, and no request here has one: send GET, and only a \
+        head",
+};
 const TOO_SLOW: Refusal =
-    Refusal::new("too slow", 408, "a request must be here within 5 s of its first byte");
+    Refusal { status: 408, message: "a request must be here within 5 s of its first byte" };
 const BODY: Refusal =
-    Refusal::new("body", 413, "no request here has a body: send GET, and only a head");
+    Refusal { status: 413, message: "no request here has a body: send GET, and only a head" };
 const TOO_LONG: Refusal =
-    Refusal::new("too long", 431, "a head may have 8 KiB and 64 header lines");
-const VERSION: Refusal = Refusal::new("version", 505, "only HTTP/1.1 and HTTP/1.0 are spoken here");
+    Refusal { status: 431, message: "a head may have 8 KiB and 64 header lines" };
+const VERSION: Refusal =
+    Refusal { status: 505, message: "only HTTP/1.1 and HTTP/1.0 are spoken here" };
 
 /// Waits for the next request, on a socket whose read timeout is `HEAD_TIMEOUT`. `bytes` are what was
 /// read and not yet parsed, bounded by `MAX_HEAD`.
 pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Incoming {
-    let mut deadline = if bytes.is_empty() { None } else { Some(Instant::now() + HEAD_TIMEOUT) };
+    if bytes.is_empty() {
+        // Until the first byte of a request the connection is idle.
+        match read(socket, bytes, HEAD_TIMEOUT) {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return Incoming::Ended,
+        }
+    }
+    let deadline = Instant::now() + HEAD_TIMEOUT;
     let mut searched = 0;
     loop {
         // Not at every byte, or a trickle would cost the square of its length.
@@ -101,39 +102,37 @@ pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Incoming {
             return Incoming::Refused(TOO_LONG);
         }
         // A read timeout is no deadline, so it is shortened before each further read.
-        let left = match deadline {
-            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
-            None => HEAD_TIMEOUT,
-        };
+        let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Incoming::Refused(TOO_SLOW);
         }
-        let has_begun = deadline.is_some();
         match read(socket, bytes, left) {
-            Ok(0) if has_begun => return Incoming::Refused(MALFORMED),
-            Ok(0) => return Incoming::Ended,
-            Ok(_) if has_begun => {}
-            Ok(_) => deadline = Some(Instant::now() + HEAD_TIMEOUT),
+            Ok(0) => return Incoming::Refused(MALFORMED),
+            Ok(_) => {}
             Err(error) => match error.kind() {
-                ErrorKind::Interrupted => {}
-                ErrorKind::WouldBlock | ErrorKind::TimedOut if has_begun => {
-                    return Incoming::Refused(TOO_SLOW);
-                }
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => return Incoming::Refused(TOO_SLOW),
                 _ => return Incoming::Ended,
             },
         }
     }
 }
 
-/// Sets the timeout only where it is another: most requests come in one piece.
+/// Reads what is there, or waits for it for `timeout`. Returns how many bytes came; none at the end.
 fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::Result<usize> {
+    // Only where it is another: most requests come in one piece.
     if timeout < HEAD_TIMEOUT {
         socket.set_read_timeout(Some(timeout))?;
     }
     let start = bytes.len();
     bytes.resize(MAX_HEAD.min(start + CHUNK), 0);
-    let read = socket.read(&mut bytes[start..]);
-    bytes.truncate(start + read.as_ref().unwrap_or(&0));
+    let read = loop {
+        match socket.read(&mut bytes[start..]) {
+            // A process that was stopped and goes on.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => break read,
+        }
+    };
+    bytes.truncate(start + *read.as_ref().unwrap_or(&0));
     if timeout < HEAD_TIMEOUT {
         socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     }
@@ -192,16 +191,13 @@ fn read_head(head: &httparse::Request) -> Result<Request, Refusal> {
     let Some(path_and_query) = path_of(target, &method) else { return Err(TARGET) };
     let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
     let connection = tokens(head.headers, "Connection");
+    let says = |word: &str| connection.iter().any(|token| token == word);
     Ok(Request {
         method,
         path: path.to_owned(),
         query: query.to_owned(),
         last_event_id: values(head.headers, "Last-Event-ID").find(|id| !id.is_empty()),
-        keep_alive: if is_old {
-            connection.contains(&"keep-alive".to_owned())
-        } else {
-            !connection.contains(&"close".to_owned())
-        },
+        keep_alive: if is_old { says("keep-alive") } else { !says("close") },
     })
 }
 
@@ -240,10 +236,10 @@ fn check_framing(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
         }
     }
     let codings = tokens(headers, "Transfer-Encoding");
-    if values(headers, "Transfer-Encoding").next().is_some() {
-        let chunked = codings.iter().filter(|coding| *coding == "chunked").count();
-        let is_clear = chunked == 1 && codings.last().is_some_and(|last| last == "chunked");
-        return Err(if is_clear && lengths.is_empty() && !is_old { BODY } else { FRAMING });
+    if let Some((last, others)) = codings.split_last() {
+        let is_chunked = last == "chunked" && !others.contains(last);
+        let is_clear = is_chunked && lengths.is_empty() && !is_old;
+        return Err(if is_clear { BODY } else { FRAMING });
     }
     match lengths.first() {
         Some(length) if length.bytes().any(|digit| digit != b'0') => Err(BODY),
@@ -273,16 +269,12 @@ fn path_of<'a>(target: &'a str, method: &Method) -> Option<&'a str> {
         return Some(target);
     }
     let (scheme, rest) = target.split_once("://")?;
-    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+    let is_http = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+    let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if !is_http || !is_host(host) || path.starts_with('?') {
         return None;
     }
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    match (is_host(&rest[..end]), &rest[end..]) {
-        (false, _) => None,
-        (true, "") => Some("/"),
-        (true, path) if path.starts_with('?') => None,
-        (true, path) => Some(path),
-    }
+    if path.is_empty() { Some("/") } else { Some(path) }
 }
 
 #[cfg(test)]

@@ -12,13 +12,13 @@ use super::request::Request;
 use super::response::Response;
 use super::stream::{self, Stream};
 use crate::feed::{Cursor, Feed};
-use crate::source::{MADE_UP, Source};
+use crate::source::{MADE_UP, PRICE_SOURCE, Source};
 use crate::system::{Limits, METRICS, Permit, Semaphore};
 
-/// What is there besides the pages.
-const ROUTES: [&str; 5] = ["/stream", "/price", "/history", "/healthz", "/metrics"];
 const NOT_FOUND: &str = "there is /, /stream, /price, /history, /healthz, /metrics";
 const METHODS: &str = "GET, HEAD, OPTIONS";
+/// What the metrics call all paths that are not there: anybody can make up others.
+pub const UNKNOWN_PATH: &str = "other";
 /// How many updates `/history` answers at most.
 const MOST_UPDATES: usize = 100_000;
 
@@ -67,22 +67,20 @@ impl Routes {
     /// Answers one request.
     pub fn answer(&self, request: &Request) -> Answer {
         let answer = self.route(request);
-        let is_known = ROUTES.contains(&request.path.as_str()) || self.page(request).is_some();
-        let path = if is_known { request.path.as_str() } else { "other" };
         let status = match &answer {
             Answer::Response(response) => response.status,
             Answer::Stream(_) => 200,
+        };
+        let path = match status {
+            // It was not looked at, or is not there.
+            204 | 404 | 405 => UNKNOWN_PATH,
+            _ => &request.path,
         };
         METRICS.http_requests.inc(&[&path, &status]);
         answer
     }
 
     fn route(&self, request: &Request) -> Answer {
-        let path = request.path.as_str();
-        let page = self.page(request);
-        if page.is_none() && !ROUTES.contains(&path) && path != "*" {
-            return Response::error(404, NOT_FOUND).into();
-        }
         match request.method {
             Method::Get | Method::Head => {}
             // About the server as a whole, or from a page of another origin that streams by `fetch`.
@@ -92,21 +90,23 @@ impl Routes {
                 return error.header("Allow", METHODS).into();
             }
         }
-        if let Some(page) = page {
-            return page.clone().into();
-        }
-        match path {
+        match request.path.as_str() {
             "/stream" => self.admit(request),
             "/price" => self.price().into(),
             "/history" => self.history(request).into(),
             "/healthz" => self.health().into(),
-            _ => self.metrics().into(),
+            "/metrics" => self.metrics().into(),
+            path => self.page(path).into(),
         }
     }
 
-    fn page(&self, request: &Request) -> Option<&Response> {
-        let (_, page) = self.pages.iter().find(|(path, _)| *path == request.path)?;
-        Some(page)
+    fn page(&self, path: &str) -> Response {
+        for (name, page) in &self.pages {
+            if *name == path {
+                return page.clone();
+            }
+        }
+        Response::error(404, NOT_FOUND)
     }
 
     /// Streams to a client until one side ends it.
@@ -197,7 +197,7 @@ impl Routes {
         let snapshot = self.feed.snapshot();
         let age = snapshot.age.map(|age| age.as_secs_f64());
         let price = snapshot.latest.map(|update| update.price);
-        let source = if self.made_up { MADE_UP.value } else { self.source };
+        let source = if self.made_up { MADE_UP } else { self.source };
         let source = format!("source=\"{source}\"");
         let (streams, connections) = (&self.streams, &self.connections);
         let mut text = METRICS.render();
@@ -217,7 +217,7 @@ impl Routes {
 
     /// Says of made-up prices that they are.
     fn marked(&self, response: Response) -> Response {
-        if self.made_up { response.header(MADE_UP.header, MADE_UP.value) } else { response }
+        if self.made_up { response.header(PRICE_SOURCE, MADE_UP) } else { response }
     }
 
     /// Where a stream is to begin. A browser that reconnects sends both forms, and the header is newer.

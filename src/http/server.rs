@@ -2,7 +2,7 @@
 //! Runs on the thread `accept`, which never waits for a client. Shares the routes with the threads
 //! of the connections.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown as Half, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::Builder;
@@ -27,8 +27,9 @@ const SEND_BUFFER: usize = 64 * 1024;
 const RECEIVE_BUFFER: usize = 16 * 1024;
 /// The stack of a connection's thread. The deepest it goes is formatting a log line.
 const STACK: usize = 128 * 1024;
-/// After `accept` found something used up: what waits in the queue is not lost.
-const PAUSE: Duration = Duration::from_millis(50);
+/// After `accept` failed, which is where the system has run out of something, such as descriptors: until
+/// there are some again. What waits in the queue is not lost.
+const PAUSE: Duration = Duration::from_millis(10);
 
 pub struct Server {
     listener: TcpListener,
@@ -64,13 +65,11 @@ impl Server {
             match self.listener.accept() {
                 Ok((socket, _)) => self.admit(socket),
                 // `stop` has shut the listener down.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
+                Err(error) if error.kind() == ErrorKind::InvalidInput => return,
                 Err(error) => {
                     METRICS.accept_errors.inc();
-                    if !is_passing(&error) {
-                        self.errors.warn(format_args!("cannot accept connections: {error}"));
-                        shutdown.wait_deadline(Instant::now() + PAUSE);
-                    }
+                    self.errors.warn(format_args!("cannot accept connections: {error}"));
+                    shutdown.wait_deadline(Instant::now() + PAUSE);
                 }
             }
         }
@@ -104,15 +103,6 @@ impl Server {
             refuse(&socket);
         }
     }
-}
-
-/// Whether it is the error of one connection, which has gone again. Any other says that the system has
-/// run out of something, such as descriptors: then it takes time until there are some again.
-fn is_passing(error: &io::Error) -> bool {
-    use io::ErrorKind::*;
-    let of_the_network = matches!(error.kind(), HostUnreachable | NetworkUnreachable | NetworkDown);
-    let of_the_peer = matches!(error.kind(), ConnectionAborted | ConnectionReset | TimedOut);
-    of_the_network || of_the_peer || matches!(error.kind(), Interrupted | PermissionDenied)
 }
 
 /// Says that there is no room, without waiting for the client. What it has sent by now is read:

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, never, select};
 
 use super::response::{CACHE_CONTROL, Response};
 use crate::feed::{Backlog, Cursor, Event, Feed, Subscription};
-use crate::source::MADE_UP;
+use crate::source::{MADE_UP, PRICE_SOURCE};
 use crate::system::{METRICS, random};
 
 /// Clients come back after 2 to 5 s, each after another time, or a restart would bring all at once.
@@ -25,7 +25,7 @@ pub fn head(made_up: bool) -> Response {
         .header("Access-Control-Allow-Origin", "*");
     if made_up {
         let comment = ": prices are made up (source: demo)\n";
-        head.header(MADE_UP.header, MADE_UP.value).body(comment)
+        head.header(PRICE_SOURCE, MADE_UP).body(comment)
     } else {
         head
     }

@@ -36,7 +36,7 @@ impl FetchError {
     /// Made-up prices where real ones are expected.
     pub fn made_up() -> FetchError {
         let detail = "the prices of a demo are not passed on as real ones";
-        FetchError::new(MADE_UP.value, detail)
+        FetchError::new(MADE_UP, detail)
     }
 }
 

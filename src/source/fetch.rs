@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 use ureq::Agent;
+use ureq::http::HeaderMap;
 
 use super::error::{FetchError, NO_CONNECTION, NO_PRICE, NOT_A_PRICE, NOT_JSON};
-use super::{MADE_UP, Source};
+use super::{PRICE_SOURCE, Source};
 
 /// A price document has a few KiB; what is longer is something else.
 const MAX_ANSWER: u64 = 64 * 1024;
@@ -59,15 +60,11 @@ impl Fetcher {
             };
             let detail = format!("{advice}; {}", self.start_of(&answer.unwrap_or_default()));
             let mut error = FetchError::new(&format!("HTTP {status}"), detail);
-            if matches!(status, 429 | 503) {
-                let seconds = response.headers().get("Retry-After");
-                let seconds = seconds.and_then(|value| value.to_str().ok()?.trim().parse().ok());
-                error.retry_after = seconds.map(Duration::from_secs);
-            }
+            error.retry_after = retry_after(response.headers());
             return Err(error);
         }
         let answer = answer?;
-        if response.headers().contains_key(MADE_UP.header) && !self.source.made_up {
+        if response.headers().contains_key(PRICE_SOURCE) && !self.source.made_up {
             return Err(FetchError::made_up());
         }
         self.price_in(&answer)
@@ -104,6 +101,13 @@ impl Fetcher {
         }
         format!("the answer starts {:?}", text.chars().take(SHOWN).collect::<String>())
     }
+}
+
+/// How long the source asks to be left alone. (A date, which the standard allows too, is passed over.)
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("Retry-After")?.to_str().ok()?;
+    let seconds = text.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 fn agent(source: &Source, timeout: Duration) -> Agent {

@@ -3,24 +3,22 @@
 
 pub mod demo;
 mod error;
-pub mod fetch;
+mod fetch;
 pub mod follow;
+mod origin;
 mod outage;
 pub mod poller;
 
-/// A header that says of prices that they are none of a market.
-pub struct MadeUp {
-    pub header: &'static str,
-    pub value: &'static str,
-}
+use ureq::http::Uri;
 
-pub const MADE_UP: MadeUp = MadeUp { header: "X-Price-Source", value: "demo (made up)" };
+/// The header of made-up prices, and what it says.
+pub const PRICE_SOURCE: &str = "X-Price-Source";
+pub const MADE_UP: &str = "demo (made up)";
 
 /// After so many intervals without an update the price is stale.
 pub const STALE_AFTER: u32 = 3;
 
 /// What makes up a source.
-#[derive(Clone)]
 pub struct Source {
     /// What people are told; never the URL, which may have secrets.
     pub name: &'static str,
@@ -31,7 +29,7 @@ pub struct Source {
     pub key: Option<String>,
     /// What to do where the source refuses us.
     pub advice: &'static str,
-    /// Whether its prices are none of a market.
+    /// Whether its prices are made up.
     pub made_up: bool,
     /// Whether it is another btc-ticker, whose stream is followed.
     pub is_origin: bool,
@@ -83,7 +81,9 @@ impl Source {
 
     /// What may be shown of its URL: the rest may have secrets.
     pub fn host(&self) -> String {
-        let uri: Option<ureq::http::Uri> = self.url.parse().ok();
-        uri.as_ref().and_then(|uri| uri.host()).unwrap_or("?").to_owned()
+        match self.url.parse::<Uri>() {
+            Ok(uri) => uri.host().unwrap_or("?").to_owned(),
+            Err(_) => "?".to_owned(),
+        }
     }
 }

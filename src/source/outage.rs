@@ -26,7 +26,14 @@ pub struct Outages {
 struct Outage {
     began: Instant,
     failures: u32,
+    /// That of the last failure.
     reason: String,
+}
+
+impl Outage {
+    fn begin() -> Outage {
+        Outage { began: Instant::now(), failures: 0, reason: String::new() }
+    }
 }
 
 impl Outages {
@@ -57,22 +64,19 @@ impl Outages {
             let hint = if is_offline { "; without internet, --source demo works" } else { "" };
             log::warn!("no price from {}: {reason} ({detail}){hint}", self.name);
         }
-        let outage = self.current.get_or_insert_with(|| Outage {
-            began: Instant::now(),
-            failures: 0,
-            reason: String::new(),
-        });
+        let outage = self.current.get_or_insert_with(Outage::begin);
         outage.failures += 1;
         outage.reason.clone_from(reason);
-        let mut pause = None;
-        if outage.failures > 1 {
-            pause = Some(backoff(outage.failures, self.interval));
+        let chosen = match outage.failures {
+            1 => None,
+            failures => Some(backoff(failures, self.interval)),
+        };
+        let Some(asked) = retry_after else { return chosen };
+        let asked = LONGEST_RETRY_AFTER.min(*asked).max(self.interval);
+        match chosen {
+            Some(chosen) => Some(chosen.max(asked)),
+            None => Some(asked),
         }
-        if let Some(asked) = retry_after {
-            let asked = LONGEST_RETRY_AFTER.min(*asked).max(self.interval);
-            pause = Some(asked.max(pause.unwrap_or_default()));
-        }
-        pause
     }
 }
 

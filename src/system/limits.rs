@@ -17,8 +17,9 @@ const BYTES_PER_CONNECTION: u64 = 72 * 1024;
 /// Memory of the program itself, with a long history.
 const OWN_BYTES: u64 = 32 * 1024 * 1024;
 
+const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// How many connections the service takes, and how many of them may be streams.
-#[derive(Clone, Copy)]
 pub struct Limits {
     pub connections: u64,
     pub streams: u64,
@@ -76,17 +77,19 @@ fn bounds() -> Vec<Bound> {
     if let Ok((processes, _)) = getrlimit(Resource::RLIMIT_NPROC) {
         bounds.push(Bound { name: "ulimit -u", value: processes, own: 64, each: 1 });
     }
-    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = group.lines().find_map(|line| line.strip_prefix("0::"));
-    let of_group = |file: &str| lowest_of_group(Path::new("/sys/fs/cgroup"), group?, file);
-    let memory = "memory.max of the control group";
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let (mut tasks, mut memory) = (None, None);
+    if let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::")) {
+        tasks = lowest_of_group(Path::new(CGROUPS), group, "pids.max");
+        memory = lowest_of_group(Path::new(CGROUPS), group, "memory.max");
+    }
     for (name, value, own, each) in [
         // A thread has a stack and its guard.
         ("vm.max_map_count", number("/proc/sys/vm/max_map_count"), 2_048, 2),
         ("kernel.pid_max", number("/proc/sys/kernel/pid_max"), 64, 1),
         ("kernel.threads-max", number("/proc/sys/kernel/threads-max"), 64, 1),
-        ("pids.max of the control group", of_group("pids.max"), 64, 1),
-        (memory, of_group("memory.max"), OWN_BYTES, BYTES_PER_CONNECTION),
+        ("pids.max of the control group", tasks, 64, 1),
+        ("memory.max of the control group", memory, OWN_BYTES, BYTES_PER_CONNECTION),
     ] {
         if let Some(value) = value {
             bounds.push(Bound { name, value, own, each });

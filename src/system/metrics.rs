@@ -44,7 +44,6 @@ counters! {
     journal_updates: Counter() "Updates appended to the journal.";
     journal_errors: Counter() "Times that the disk did not take what the journal is to have.";
     http_requests: LabelledCounter("path", "status") "Requests answered, by path and status.";
-    heads_refused: LabelledCounter("reason") "Requests that were not understood, by reason.";
     fetches: LabelledCounter("outcome") "Answers and failures of the source, by outcome.";
 }
 

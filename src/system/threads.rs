@@ -10,19 +10,11 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
 
 /// The end of the service as every thread sees it: a channel on which nothing is ever sent, and which
-/// closes at the signal.
+/// `main` closes.
 #[derive(Clone)]
 pub struct Shutdown(pub Receiver<Infallible>);
 
 impl Shutdown {
-    /// The end that comes with SIGINT or SIGTERM.
-    pub fn on_signal() -> Result<Shutdown, ctrlc::Error> {
-        let (open, shutdown) = bounded(0);
-        let mut open = Some(open);
-        ctrlc::set_handler(move || drop(open.take()))?;
-        Ok(Shutdown(shutdown))
-    }
-
     /// Sleeps until `deadline`, or until the service ends: then the answer is true.
     pub fn wait_deadline(&self, deadline: Instant) -> bool {
         self.0.recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected)
@@ -36,6 +28,10 @@ impl Shutdown {
 
 /// The threads that run as long as the service does. Owned by `main`, which joins them.
 pub struct Threads {
+    /// Brings a word at SIGINT or SIGTERM.
+    signals: Receiver<()>,
+    /// `None` when the shutdown has begun.
+    open: Option<Sender<Infallible>>,
     shutdown: Shutdown,
     handles: Vec<JoinHandle<()>>,
     /// Each thread holds a clone of it as long as it runs.
@@ -52,15 +48,23 @@ struct ExitGuard {
 
 impl Drop for ExitGuard {
     fn drop(&mut self) {
-        // One name is enough: where there is another already, the service is ending anyway.
+        // One name is enough: where there is another already, the service is ending.
         let _ = self.running.try_send(self.name);
     }
 }
 
 impl Threads {
-    pub fn new(shutdown: Shutdown) -> Threads {
+    /// From now on a signal does not end the process, but `wait`.
+    pub fn new() -> Result<Threads, ctrlc::Error> {
+        let (signal, signals) = bounded(1);
+        ctrlc::set_handler(move || {
+            // Where one word is waiting already, it is enough.
+            let _ = signal.try_send(());
+        })?;
+        let (open, shutdown) = bounded(0);
         let (running, ended) = bounded(1);
-        Threads { shutdown, handles: Vec::new(), running, ended }
+        let (open, shutdown) = (Some(open), Shutdown(shutdown));
+        Ok(Threads { signals, open, shutdown, handles: Vec::new(), running, ended })
     }
 
     /// Starts a thread, which must end when the shutdown channel closes and not before.
@@ -82,26 +86,55 @@ impl Threads {
     /// ended, without which the service would stand still and nobody might notice.
     pub fn wait(&self) -> Result<(), &'static str> {
         select! {
-            recv(self.shutdown.0) -> _ => Ok(()),
+            recv(self.signals) -> _ => Ok(()),
             recv(self.ended) -> name => match name {
-                // At the signal every thread ends.
-                Ok(name) if !self.shutdown.is_set() => Err(name),
-                _ => Ok(()),
+                Ok(name) => Err(name),
+                Err(_) => Ok(()), // Never: an end of it is held here.
             },
         }
+    }
+
+    /// Tells all threads to end, by closing their channel.
+    pub fn shut_down(&mut self) {
+        self.open = None;
     }
 
     /// Joins all threads; false where some have not ended at `deadline`, for which nobody waits.
     pub fn join(self, deadline: Instant) -> bool {
         drop(self.running);
-        while self.ended.recv_deadline(deadline).is_ok() {}
-        if self.ended.try_recv() != Err(TryRecvError::Disconnected) {
-            return false;
+        loop {
+            match self.ended.recv_deadline(deadline) {
+                Ok(_) => {} // One more has ended.
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => return false,
+            }
         }
         for handle in self.handles {
             // A panic has been told already, when the thread ended.
             let _ = handle.join();
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_ends_by_itself_is_named_and_all_others_are_told_to_end() {
+        let hour = Instant::now() + Duration::from_secs(3600);
+        let mut threads = Threads::new().unwrap();
+        threads
+            .spawn("lasting", move |shutdown| {
+                shutdown.wait_deadline(hour);
+            })
+            .unwrap();
+        threads.spawn("brief", |_| panic!("this panic is part of a test")).unwrap();
+        assert_eq!(threads.wait(), Err("brief"));
+        threads.shut_down();
+        assert!(threads.join(hour), "all have ended");
     }
 }
