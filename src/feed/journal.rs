@@ -95,19 +95,20 @@ impl Journal {
 
     /// Takes the lock, gives the history what is in the file, and writes that anew.
     fn recover(&mut self, history: &mut History) -> io::Result<()> {
-        if let Err(error) = self.lock() {
-            if MISTAKES.contains(&error.kind()) {
-                return Err(error);
-            }
-            // It cannot be written, but it may be read. Nobody knows what it has not taken before.
-            self.read(history)?;
-            history.mark_lost_end();
-            return Err(error);
+        let locked = self.lock();
+        if let Err(error) = &locked
+            && MISTAKES.contains(&error.kind())
+        {
+            return locked;
         }
-        if let Err(error) = self.read(history) {
+        // A disk that cannot be written may still be read.
+        let read = self.read(history);
+        if locked.is_err() || read.is_err() {
+            // Nobody knows what such a disk has not taken, or not given back.
             history.mark_lost_end();
-            return Err(error);
         }
+        locked?;
+        read?;
         history.expire();
         self.rewrite(&history.backlog(Cursor::After(0), usize::MAX))
     }
