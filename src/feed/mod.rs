@@ -251,13 +251,13 @@ impl Feed {
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
         let open = state.open.clone()?;
-        // A newcomer has the latest update at once.
-        let limit = if from == Cursor::Latest { 1 } else { usize::MAX };
+        let is_new = from == Cursor::Latest;
+        let limit = if is_new { 1 } else { usize::MAX };
         let backlog = state.history.backlog(from, limit);
-        // Who comes back may have been told another status before.
-        let comes_back = from != Cursor::Latest;
-        let is_news = comes_back || state.is_stale || self.made_up;
-        let status = is_news.then(|| state.status.clone());
+        // Who comes back may have been told another status before. To a new one only what is unusual
+        // has to be told.
+        let is_usual = !state.is_stale && !self.made_up;
+        let status = if is_new && is_usual { None } else { Some(state.status.clone()) };
         subscribers.last_number += 1;
         let number = subscribers.last_number;
         subscribers.channels.insert(number, sender);
