@@ -100,19 +100,15 @@ impl Config {
         if self.retention < self.interval {
             return Some("--retention must be at least --interval, or nothing is ever kept");
         }
-        if self.is_demo() && (self.source_url.is_some() || self.price_at.is_some()) {
+        let has_own_url = self.source_url.is_some() || self.price_at.is_some();
+        if self.source == Preset::Demo && has_own_url {
             return Some("--source demo has its own URL: leave out --source-url and --price-at");
         }
         None
     }
 
-    /// Whether prices are made up by this process.
-    pub fn is_demo(&self) -> bool {
-        self.source == Preset::Demo
-    }
-
-    /// The source that the options describe. `demo_url` is where the demo endpoint listens.
-    pub fn source(&self, demo_url: Option<&str>) -> Source {
+    /// The source that the options describe. That of a demo has no URL yet.
+    pub fn source(&self) -> Source {
         if let Some(origin) = &self.follow {
             return Source::origin(origin);
         }
@@ -121,7 +117,7 @@ impl Config {
             _ => None,
         };
         let mut source = match self.source {
-            Preset::Demo => Source::demo(demo_url.unwrap_or_default()),
+            Preset::Demo => Source::demo(),
             Preset::Coinbase => Source::coinbase(),
             Preset::Coindesk => Source::coindesk(key),
             Preset::Auto if self.source_url.is_some() => Source::custom(),

@@ -70,8 +70,13 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let limits = Limits::claim(config.max_clients);
 
     // Where prices come from.
-    let demo = if config.is_demo() { Some(Demo::start(&mut threads)?) } else { None };
-    let source = config.source(demo.as_ref().map(|demo| demo.url.as_str()));
+    let mut source = config.source();
+    let mut demo = None;
+    if source.made_up {
+        let endpoint = Demo::start(&mut threads)?;
+        source.url.clone_from(&endpoint.url);
+        demo = Some(endpoint);
+    }
     let (interval, retention) = (config.interval, config.retention);
     log::info!("btc-ticker {} on http://{address}", env!("CARGO_PKG_VERSION"));
     log::info!("{} ({}) every {interval:?}, kept for {retention:?}", source.name, source.host());

@@ -254,10 +254,14 @@ fn a_demo_that_accepts_no_more_is_a_source_that_fails() {
     let port = ports.iter().find(|port| **port != server.address.port()).unwrap();
     // No descriptor is left for whoever connects to it.
     limit(&server, &format!("--nofile={}:20000", server.descriptors()));
-    let waiting: Vec<_> =
-        (0..3).map(|_| TcpStream::connect(("127.0.0.1", *port)).unwrap()).collect();
-    let is_closed = || TcpStream::connect(("127.0.0.1", *port)).is_err();
-    eventually("it accepts no more", is_closed);
+    let mut waiting = Vec::new();
+    eventually("it accepts no more", || match TcpStream::connect(("127.0.0.1", *port)) {
+        Ok(connection) => {
+            waiting.push(connection);
+            false
+        }
+        Err(_) => true,
+    });
     drop(waiting);
     limit(&server, "--nofile=20000:20000");
     // The connection that the poller has may go on; the service does, and ends as ever.

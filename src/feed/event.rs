@@ -61,7 +61,7 @@ impl Event {
     /// The same update, and before it that something between `since` and it is gone.
     pub fn after_gap(&self, since: u64) -> Event {
         let gap = Event::gap(since, self.update.map(|update| update.timestamp));
-        Event { update: self.update, wire: [gap.wire, self.wire.clone()].concat().into() }
+        Event { update: self.update, wire: format!("{}{}", gap.wire, self.wire).into() }
     }
 
     /// A comment that keeps the stream open. There is no empty line after it: some clients would take

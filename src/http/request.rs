@@ -203,10 +203,10 @@ fn read_head(head: &httparse::Request) -> Result<Request, Refusal> {
 
 /// HTTP/1.1 wants one Host; HTTP/1.0 may have none.
 fn check_host(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
-    let mut hosts = values(headers, "Host");
-    match (hosts.next(), hosts.next()) {
-        (None, _) if is_old => Ok(()),
-        (Some(host), None) if is_host(&host) => Ok(()),
+    let hosts: Vec<String> = values(headers, "Host").collect();
+    match hosts.as_slice() {
+        [] if is_old => Ok(()),
+        [host] if is_host(host) => Ok(()),
         _ => Err(NO_HOST),
     }
 }

@@ -94,12 +94,10 @@ impl Response {
     ) -> io::Result<()> {
         let phrase = StatusCode(self.status).default_reason_phrase();
         let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now());
-        let (status, date, headers) = (self.status, date.unwrap_or_default(), &self.headers);
+        let date = date.unwrap_or_default();
         let connection = if keep_alive { "keep-alive" } else { "close" };
-        write!(
-            writer,
-            "HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\n{headers}Connection: {connection}\r\n\r\n"
-        )?;
+        write!(writer, "HTTP/1.1 {} {phrase}\r\nDate: {date}\r\n", self.status)?;
+        write!(writer, "{}Connection: {connection}\r\n\r\n", self.headers)?;
         if !with_body {
             return Ok(());
         }

@@ -88,6 +88,7 @@ impl Server {
             refuse(&socket);
             return;
         };
+        // Shared, because it is still needed here where no thread can be had.
         let socket = Arc::new(socket);
         let (served, routes) = (socket.clone(), self.routes.clone());
         let serve = move || {

@@ -57,9 +57,9 @@ impl Source {
         Source { name: "custom source", ..Source::coinbase() }
     }
 
-    /// Made-up prices, from `url` in CoinDesk's shape.
-    pub fn demo(url: &str) -> Source {
-        Source { made_up: true, ..Source::open("demo", url, "/Data/BTC-USD/VALUE") }
+    /// Made-up prices in CoinDesk's shape, from the endpoint that `main` starts.
+    pub fn demo() -> Source {
+        Source { made_up: true, ..Source::open("demo", "", "/Data/BTC-USD/VALUE") }
     }
 
     /// Another btc-ticker.

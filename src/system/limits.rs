@@ -56,6 +56,7 @@ impl Limits {
         if let Some(wanted) = wanted
             && wanted > possible
         {
+            // So many that `wanted` are left without those that are kept free.
             let needed = wanted + (wanted / (SPARE_SHARE - 1) + 1).max(LEAST_SPARE);
             let enough = needed * each + own;
             log::warn!(
