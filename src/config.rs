@@ -58,7 +58,7 @@ pub struct Config {
     #[arg(long, env = "BTC_TICKER_JOURNAL", value_name = "FILE")]
     pub journal: Option<PathBuf>,
 
-    /// A stream that has been quiet for so long gets a comment, to keep it open
+    /// A stream that was quiet for so long gets a comment; in a replica, the same as at its origin
     #[arg(long, env = "BTC_TICKER_HEARTBEAT", default_value = "15s", allow_hyphen_values = true, value_parser = duration)]
     pub heartbeat: Duration,
 
@@ -170,16 +170,19 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
     found.next().ok_or(FORM)
 }
 
-/// Bounds of every duration. Below, a network has no meaning; above, an `Instant` may not reach.
+/// Bounds of every duration. A shorter one makes no sense over a network; with a longer one an `Instant`
+/// may overflow.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 fn duration(text: &str) -> Result<Duration, &'static str> {
-    let parsed = parse_duration(text).map(Duration::try_from);
-    match parsed {
-        Some(Ok(duration)) if (SHORTEST..=LONGEST).contains(&duration) => Ok(duration),
-        _ => Err("write a duration from 1ms to 366d, such as 5s, 1m 30s, 1h, 7d or 2w"),
+    const FORM: &str = "write a duration from 1ms to 366d, such as 5s, 1m 30s, 1h, 7d or 2w";
+    let Some(parsed) = parse_duration(text) else { return Err(FORM) };
+    let Ok(duration) = Duration::try_from(parsed) else { return Err(FORM) };
+    if duration < SHORTEST || duration > LONGEST {
+        return Err(FORM);
     }
+    Ok(duration)
 }
 
 fn url(text: &str) -> Result<String, &'static str> {

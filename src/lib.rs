@@ -11,7 +11,7 @@
 //! ```
 //!
 //! `poller`, `janitor`, `heartbeat` and `accept` are one thread each, `connection` is one for each client.
-//! The history has one lock. Under it a client takes what it has missed, and a channel for what comes.
+//! A client takes what it has missed, and a channel for what comes, while nothing can be published.
 //! The channel is bounded: it ends when it is full, when its client leaves, or when the service does.
 //! Every thread ends when the shutdown channel closes.
 //!

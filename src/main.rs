@@ -103,16 +103,17 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         let poller = Poller::new(source, interval, feed.clone(), publisher);
         threads.spawn("poller", move |shutdown| poller.run(shutdown))?;
     }
-    let shared = feed.clone();
-    threads.spawn("janitor", move |shutdown| janitor::run(&shared, shutdown))?;
-    let (shared, heartbeat) = (feed.clone(), config.heartbeat);
-    threads.spawn("heartbeat", move |shutdown| heartbeat::run(&shared, heartbeat, shutdown))?;
+    let janitor_feed = feed.clone();
+    threads.spawn("janitor", move |shutdown| janitor::run(&janitor_feed, shutdown))?;
+    let (heartbeat_feed, quiet) = (feed.clone(), config.heartbeat);
+    threads.spawn("heartbeat", move |shutdown| heartbeat::run(&heartbeat_feed, quiet, shutdown))?;
 
     // Clients.
     let server = Server::new(listener, routes);
     let accepting = server.clone();
     threads.spawn("accept", move |shutdown| accepting.accept(shutdown))?;
-    writeln!(io::stdout(), "listening on http://{address}")?;
+    // Where nobody reads it, the service runs all the same.
+    let _ = writeln!(io::stdout(), "listening on http://{address}");
 
     // The end.
     let end = threads.wait();
@@ -129,9 +130,10 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     if let Some(origin) = &origin {
         origin.close();
     }
-    // Nothing is ever sent on it: it closes when the last stream has ended.
-    let streams = feed.close().recv_deadline(deadline);
-    if !threads.join(deadline) || streams != Err(RecvTimeoutError::Disconnected) {
+    // The channel closes when the last stream has ended.
+    let all_left = feed.close().recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected);
+    let all_joined = threads.join(deadline);
+    if !all_left || !all_joined {
         log::info!("not waiting for threads that wait for others");
     }
     log::info!("served {} streams", METRICS.clients_accepted.get());

@@ -650,7 +650,10 @@ fn a_disk_that_cannot_be_written_does_not_keep_it_from_starting() {
     let now = unix_millis();
     disk.remount("rw");
     fs::write(&journal, header(now - 5_000) + &line(now - 1_000, 5)).unwrap();
+    fs::write(folder.join("foreign"), "hello\n").unwrap();
     disk.remount("ro");
+    let error = refused(&folder.join("foreign"));
+    assert!(error.contains("first line"), "{error}");
     let source = Source::start();
     let server = start("127.0.0.1:0", &source, &journal, &[]);
     let mut stream = server.stream("/stream?since=0");

@@ -4,13 +4,15 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Write, pipe};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Say, Server, Source, eventually, folder};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn status(code: u16, headers: &str, body: &str) -> Say {
     Say::Status(code, headers.to_owned(), body.to_owned())
@@ -385,4 +387,18 @@ fn standard_streams_that_are_closed_are_nobody_elses() {
     }
     let text = fs::read_to_string(&journal).unwrap();
     assert!(text.lines().skip(1).all(|line| line.starts_with("{\"timestamp\":")), "{text}");
+}
+
+#[test]
+fn where_nobody_reads_what_it_says_it_runs_all_the_same() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    let mut command = Server::command();
+    command.args(["--source", "demo", "--listen", &address.to_string()]);
+    command.stdout(writer.try_clone().unwrap()).stderr(writer);
+    let mut server = command.spawn().unwrap();
+    eventually("it listens", || TcpStream::connect(address).is_ok());
+    kill(Pid::from_raw(server.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(server.wait().unwrap().code(), Some(0));
 }

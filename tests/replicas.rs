@@ -388,7 +388,8 @@ fn what_is_no_stream_of_prices_is_a_failure_with_a_reason() {
     let stream = |body: &str| format!("{head}\r\n{}{body}", event(now, 5.0));
     for (outcome, what) in [
         ("not a stream", "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>".to_owned()),
-        ("not a stream", "HTTP/1.1 503 Busy\r\nContent-Type: application/json\r\n\r\n{}".into()),
+        ("HTTP 503", "HTTP/1.1 503 Busy\r\nContent-Type: application/json\r\n\r\n{}".into()),
+        ("not a stream", "HTTP/1.1 404 Gone\r\nContent-Type: application/json\r\n\r\n{}".into()),
         ("not a stream", "SSH-2.0-OpenSSH_9.2\r\n\r\n".into()),
         ("not a stream", "X: y\r\n".repeat(100)),
         ("demo (made up)", format!("{head}x-price-source: demo\r\n\r\n{}", event(now, 5.0))),
@@ -435,6 +436,29 @@ fn timestamps_that_do_not_rise_are_passed_over() {
     let known =
         history.as_array().unwrap().iter().map(|update| update["timestamp"].as_u64().unwrap());
     assert!(known.eq([now, now + 1, now + 3_600_000]), "{history}");
+}
+
+#[test]
+fn an_origin_whose_updates_are_refused_is_none_that_is_well() {
+    // Its clock was an hour ahead. Then it began anew.
+    let journal = folder("refused").join("journal");
+    let now = unix_millis();
+    let ahead = now + 3_600_000;
+    let kept = format!("{{\"timestamp\":{ahead},\"price\":5.5}}\n");
+    std::fs::write(&journal, common::journal_header(false, now) + &kept).unwrap();
+    let origin = FakeOrigin::say(format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n\
+         event: status\ndata: {{\"stale\":false}}\n\n\
+         data: {{\"timestamp\":{now},\"price\":6.5}}\n\n"
+    ));
+    let replica = follow("127.0.0.1:0", &origin.url, &["--journal", journal.to_str().unwrap()]);
+    let told = replica.stream("/stream?since=0").named("status");
+    assert_eq!(told["stale"], false);
+    eventually("stale", || replica.get("/healthz").json()["status"] == "stale");
+    let requests = origin.requests.lock().unwrap().len();
+    eventually("it asks again", || origin.requests.lock().unwrap().len() > requests);
+    assert_eq!(replica.get("/healthz").json()["status"], "stale", "and still is");
+    assert!(replica.log().contains("not new"), "{}", replica.log());
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub enum Cursor {
     After(u64),
 }
 
-/// Below this a number is in seconds: as milliseconds it would be a day in early 1973.
+/// Numbers below this are seconds: as milliseconds they would be before March 1973.
 const SECONDS_BELOW: u64 = 100_000_000_000;
 
 const FORMS: &str = "write Unix milliseconds (1795426752977), Unix seconds (1795426752), RFC 3339 \
@@ -25,7 +25,7 @@ impl Cursor {
         let Some(millis) = read(text, now) else {
             return Err(format!("{name} is not a time: {FORMS}"));
         };
-        // The newest update may have been dated by a clock that was ahead, too.
+        // The newest update may be of the future, too, if the clock was wrong then.
         if millis > latest_plausible().max(newest) {
             return Err(format!("{name} is more than a day in the future: {FORMS}"));
         }

@@ -21,7 +21,7 @@ impl Update {
 /// One Server-Sent Event, or a gap and the update after it, ready to be written.
 #[derive(Debug)]
 pub struct Event {
-    /// Where it is an update. Only an update has an id on the wire: with any other id a browser
+    /// The update, if it is one. Only an update has an id on the wire: with any other id a browser
     /// would later ask for the wrong updates.
     pub update: Option<Update>,
     pub wire: Box<str>,
@@ -37,7 +37,7 @@ impl Event {
         Event { update: Some(update), wire: wire.into() }
     }
 
-    /// Its data, of those that have some.
+    /// Its data; empty for a comment.
     pub fn data(&self) -> &str {
         data_lines(&self.wire).next().unwrap_or_default()
     }

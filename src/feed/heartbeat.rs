@@ -8,7 +8,7 @@ use crossbeam_channel::{at, select};
 use super::{Feed, Wake};
 use crate::system::Shutdown;
 
-/// That a client has gone shows at the second write after it left. So a full service looks for those who
+/// Writing to a client that has gone fails the second time only. So a full service looks for those who
 /// have gone by two comments, so far apart, and not again for a while.
 const SEARCH_PAUSE: Duration = Duration::from_millis(750);
 const SEARCH_EVERY: Duration = Duration::from_secs(10);
@@ -24,7 +24,7 @@ pub fn run(feed: &Feed, heartbeat: Duration, shutdown: &Shutdown) {
         }
         feed.keep_open(heartbeat);
         select! {
-            recv(shutdown.0) -> _ => return,
+            recv(shutdown.closed) -> _ => return,
             recv(feed.wakes) -> wake => {
                 if wake == Ok(Wake::FindGone) && Instant::now() >= next_search {
                     next_search = Instant::now() + SEARCH_EVERY;
@@ -33,7 +33,7 @@ pub fn run(feed: &Feed, heartbeat: Duration, shutdown: &Shutdown) {
                     feed.keep_open(Duration::ZERO);
                 }
             }
-            recv(at(feed.next_look(heartbeat))) -> _ => {}
+            recv(at(feed.next_deadline(heartbeat))) -> _ => {}
         }
     }
 }
@@ -55,7 +55,7 @@ mod tests {
         let (open, shutdown) = bounded(0);
         let heartbeat = thread::spawn({
             let feed = feed.clone();
-            move || run(&feed, HOUR, &Shutdown(shutdown))
+            move || run(&feed, HOUR, &Shutdown { closed: shutdown })
         });
         feed.find_gone();
         for _ in 0..2 {

@@ -36,7 +36,7 @@ struct Entry {
     /// When it was added, by the clock that never steps, and how old it was then.
     added: Instant,
     age_then: Duration,
-    /// The offset of its wire form in all wire forms that were ever pushed.
+    /// Where its wire form begins, counted from the first one of this run of updates.
     begin: usize,
 }
 
@@ -106,7 +106,7 @@ impl History {
     }
 
     /// Whether updates are missing between the newest and the next one.
-    pub fn is_before_gap(&self) -> bool {
+    pub fn next_follows_gap(&self) -> bool {
         match self.complete_since {
             Some(complete_since) => self.newest() < complete_since && !self.updates.is_empty(),
             None => false,
@@ -140,7 +140,7 @@ impl History {
 
     /// Adds an update, whose timestamp is above that of the newest.
     pub fn push(&mut self, update: Update, event: Arc<Event>) {
-        if self.is_before_gap() {
+        if self.next_follows_gap() {
             // What stands before a gap is given up: the history is one piece, of which a client that has
             // all of it (`since=0`, such as a replica) misses nothing.
             self.updates.clear();
@@ -188,17 +188,21 @@ impl History {
             }
         };
         let end = start.saturating_add(limit).min(count);
-        let (complete_since, updates) = (self.complete_since, end - start);
-        let last = self.updates.get(end.saturating_sub(1));
-        let position = Cursor::After(last.map_or(0, |entry| entry.update.timestamp));
+        let position = match self.updates.range(..end).next_back() {
+            Some(last) => Cursor::After(last.update.timestamp),
+            None => Cursor::After(0),
+        };
+        let updates = end - start;
+        let joined;
+        let range;
         if updates <= SMALL_BACKLOG {
-            let joined = join(self.updates.range(start..end));
-            let range = 0..joined.len();
-            return Backlog { gap, complete_since, updates, position, joined, range };
+            joined = join(self.updates.range(start..end));
+            range = 0..joined.len();
+        } else {
+            joined = self.joined.get_or_insert_with(|| join(self.updates.iter())).clone();
+            range = self.offset(start, &joined)..self.offset(end, &joined);
         }
-        let joined = self.joined.get_or_insert_with(|| join(self.updates.iter())).clone();
-        let range = self.offset(start, &joined)..self.offset(end, &joined);
-        Backlog { gap, complete_since, updates, position, joined, range }
+        Backlog { gap, complete_since: self.complete_since, updates, position, joined, range }
     }
 
     /// The event for a client whose cursor is `since`, where something between that and the update with

@@ -3,7 +3,7 @@
 //! only `open` is called by `main`, before anything is served.
 //!
 //! A file that lacks an update would be believed. So after an error it is emptied, and written anew from
-//! the history, which has everything. That is tried at each update, but at most once a second.
+//! the history, which has everything. That is tried at each update, but not for a second after an error.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -66,7 +66,7 @@ impl Journal {
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
     /// refuse each other. A disk that fails is no error: the service starts with what it can read.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
-        if fs::metadata(path).is_ok_and(|it| !it.is_file()) {
+        if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             return Err(format!("--journal {}: this is no file; {ADVICE}", path.display()));
         }
         // There from the beginning, so that a link leads somewhere. Errors show below.
@@ -84,7 +84,7 @@ impl Journal {
         };
         match journal.recover(history) {
             Ok(()) => {}
-            Err(error) if MISTAKES.contains(&error.kind()) => {
+            Err(error) if is_mistake(&error) => {
                 return Err(format!("--journal {}: {error}; {ADVICE}", path.display()));
             }
             Err(error) => journal.fail(&error),
@@ -95,20 +95,19 @@ impl Journal {
 
     /// Takes the lock, gives the history what is in the file, and writes that anew.
     fn recover(&mut self, history: &mut History) -> io::Result<()> {
-        let locked = self.lock();
-        if let Err(error) = &locked
-            && MISTAKES.contains(&error.kind())
-        {
-            return locked;
-        }
+        let locked = match self.lock() {
+            Err(error) if is_mistake(&error) => return Err(error),
+            locked => locked,
+        };
         // A disk that cannot be written may still be read.
         let read = self.read(history);
         if locked.is_err() || read.is_err() {
             // Nobody knows what such a disk has not taken, or not given back.
             history.mark_lost_end();
         }
-        locked?;
+        // First what the file is: that of somebody else is not touched.
         read?;
+        locked?;
         history.expire();
         self.rewrite(&history.backlog(Cursor::After(0), usize::MAX))
     }
@@ -202,8 +201,8 @@ impl Journal {
         }
     }
 
-    /// After an update: makes sure that a power cut loses nothing. Where more than half of the file has
-    /// expired it is written anew.
+    /// When no other update is waiting: makes sure that a power cut loses nothing. Where the file was given
+    /// up, or more than half of it has expired, it is written anew.
     pub fn settle(&mut self, feed: &Feed) {
         if self.file.is_none() || self.updates > 2 * feed.snapshot().updates {
             self.try_rewrite(feed);
@@ -319,6 +318,11 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 fn mistake(message: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, message)
+}
+
+/// Whether it is for an operator to change.
+fn is_mistake(error: &io::Error) -> bool {
+    MISTAKES.contains(&error.kind())
 }
 
 /// Reads a line, or as much of it as a line of ours may have. False at the end of the file.

@@ -3,9 +3,9 @@
 //! is to be built with the feature `shuttle`.
 
 #[cfg(not(feature = "shuttle"))]
-pub use parking_lot::{Mutex, MutexGuard};
+pub use parking_lot::Mutex;
 #[cfg(feature = "shuttle")]
-pub use shuttle::sync::MutexGuard;
+use shuttle::sync::MutexGuard;
 
 #[cfg(feature = "shuttle")]
 #[derive(Default)]

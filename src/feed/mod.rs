@@ -25,7 +25,7 @@ pub use cursor::Cursor;
 pub use event::{Event, Update};
 pub use history::{Backlog, History};
 pub use journal::Journal;
-use lock::{Mutex, MutexGuard};
+use lock::Mutex;
 pub use publisher::Publisher;
 
 /// How many events a subscriber may be behind before it loses its channel. Few, because the channel
@@ -57,7 +57,7 @@ pub struct Feed {
 #[derive(PartialEq)]
 enum Wake {
     /// Prices will be stale at another time than it waits for.
-    Look,
+    CheckStale,
     /// A client has found no place.
     FindGone,
 }
@@ -149,14 +149,16 @@ impl Feed {
         let event = Arc::new(Event::update(update));
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
-        let outgoing = if state.history.is_before_gap() {
+        let outgoing = if state.history.next_follows_gap() {
             Arc::new(event.after_gap(state.history.newest()))
         } else {
             event.clone()
         };
         state.history.push(update, event);
         METRICS.updates_published.inc();
-        send(&mut subscribers, state, outgoing);
+        state.last_sent = Instant::now();
+        drop(state);
+        send(&mut subscribers, &outgoing);
     }
 
     /// Updates are missing before the one at `oldest`, which comes next: whoever needs them is told.
@@ -171,7 +173,8 @@ impl Feed {
         self.state.lock().history.next_timestamp()
     }
 
-    /// The source was heard, which is good for `patience`. Tells everybody, where prices were stale.
+    /// The source was heard: prices count as fresh for `patience` from now. Tells everybody, where they
+    /// were stale.
     /// Called by the poller or the follower.
     pub fn source_is_well(&self, patience: Duration) {
         let mut subscribers = self.subscribers.lock();
@@ -182,8 +185,10 @@ impl Feed {
             state.is_stale = false;
             state.status = Arc::new(Event::fresh(self.made_up));
             let status = state.status.clone();
-            send(&mut subscribers, state, status);
-            self.wake(Wake::Look);
+            state.last_sent = Instant::now();
+            drop(state);
+            send(&mut subscribers, &status);
+            self.wake(Wake::CheckStale);
         }
     }
 
@@ -194,7 +199,7 @@ impl Feed {
         state.stale_at = state.stale_at.min(Instant::now() + patience);
         reason.clone_into(&mut state.reason);
         drop(state);
-        self.wake(Wake::Look);
+        self.wake(Wake::CheckStale);
     }
 
     /// The service is full, so those who have gone are to be found. Called by the thread of a client who
@@ -221,7 +226,9 @@ impl Feed {
         let status = Arc::new(Event::stale(self.made_up, since, &reason));
         state.is_stale = true;
         state.status = status.clone();
-        send(&mut subscribers, state, status);
+        state.last_sent = Instant::now();
+        drop(state);
+        send(&mut subscribers, &status);
         Some(reason)
     }
 
@@ -229,22 +236,24 @@ impl Feed {
     /// heartbeat.
     pub fn keep_open(&self, quiet: Duration) {
         let mut subscribers = self.subscribers.lock();
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         if state.last_sent.elapsed() >= quiet {
-            send(&mut subscribers, state, Arc::new(Event::heartbeat()));
+            state.last_sent = Instant::now();
+            drop(state);
+            send(&mut subscribers, &Arc::new(Event::heartbeat()));
         }
     }
 
     /// When a stream will have been quiet for `heartbeat`, or prices will be stale, whichever comes
     /// first. Called by the heartbeat.
-    pub fn next_look(&self, heartbeat: Duration) -> Instant {
+    pub fn next_deadline(&self, heartbeat: Duration) -> Instant {
         let state = self.state.lock();
         let quiet_at = state.last_sent + heartbeat;
         if state.is_stale { quiet_at } else { quiet_at.min(state.stale_at) }
     }
 
-    /// Takes the backlog after `from` and registers a channel for what follows, both under one lock:
-    /// an update is in one of the two and never in both. `None` when the feed has closed.
+    /// Takes the backlog after `from` and registers a channel for what follows, both while it has the lock
+    /// without which nothing is published: an update is in one of the two and never in both. `None` when the feed has closed.
     /// Called by a client's thread, again whenever its channel has ended.
     pub fn subscribe(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
         let (sender, live) = bounded(CHANNEL_CAPACITY);
@@ -254,10 +263,9 @@ impl Feed {
         let is_new = from == Cursor::Latest;
         let limit = if is_new { 1 } else { usize::MAX };
         let backlog = state.history.backlog(from, limit);
-        // Who comes back may have been told another status before. To a new one only what is unusual
-        // has to be told.
-        let is_usual = !state.is_stale && !self.made_up;
-        let status = if is_new && is_usual { None } else { Some(state.status.clone()) };
+        // A new client takes prices for real and fresh. One that comes back may have been told otherwise.
+        let needs_status = !is_new || state.is_stale || self.made_up;
+        let status = if needs_status { Some(state.status.clone()) } else { None };
         subscribers.last_number += 1;
         let number = subscribers.last_number;
         subscribers.channels.insert(number, sender);
@@ -301,11 +309,9 @@ impl Feed {
     }
 }
 
-/// Hands an event to every channel, after the state is free again. A channel that is full is dropped,
-/// which its subscriber will notice.
-fn send(subscribers: &mut Subscribers, mut state: MutexGuard<State>, event: Arc<Event>) {
-    state.last_sent = Instant::now();
-    drop(state);
+/// Hands an event to every channel. Called when the state is free again. A channel that is full is
+/// dropped, which its subscriber will notice.
+fn send(subscribers: &mut Subscribers, event: &Arc<Event>) {
     let mut fell_behind = Vec::new();
     for (number, channel) in &subscribers.channels {
         if channel.try_send(event.clone()).is_err() {

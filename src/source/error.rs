@@ -14,7 +14,7 @@ pub const TOO_LARGE: &str = "too large";
 pub const NOT_JSON: &str = "not JSON";
 pub const NO_PRICE: &str = "no price";
 pub const NOT_A_PRICE: &str = "not a price";
-/// It is far behind what was there before.
+/// Much older than the last update.
 pub const NOT_NEW: &str = "not new";
 /// What should be the stream of an origin is none.
 pub const NOT_A_STREAM: &str = "not a stream";

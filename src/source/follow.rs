@@ -37,18 +37,27 @@ pub struct Follower {
     origin_is_stale: bool,
     /// Whether it has said that updates before the next one are gone.
     is_after_gap: bool,
+    /// Whether its last update was refused. Then it is no good sign that it is there.
+    was_refused: bool,
     connection: Arc<Connection>,
 }
 
-/// The connection to the origin, if there is one. The lock is held to put it there, to take it away and
-/// to close it.
+/// The connection to the origin.
 #[derive(Default)]
-pub struct Connection(Mutex<Option<TcpStream>>);
+pub struct Connection {
+    /// `None` while there is no connection. Held to put it there, to take it away and to close it.
+    socket: Mutex<Option<TcpStream>>,
+}
 
 impl Connection {
+    fn set(&self, socket: Option<TcpStream>) {
+        *self.socket.lock() = socket;
+    }
+
     /// Ends the wait of the follower's thread for the origin. Called by `main`, after the shutdown.
     pub fn close(&self) {
-        if let Some(socket) = &*self.0.lock() {
+        let socket = self.socket.lock();
+        if let Some(socket) = socket.as_ref() {
             // It may be closed already.
             let _ = socket.shutdown(Half::Both);
         }
@@ -75,6 +84,7 @@ impl Follower {
             last: latest.map_or(0, |update| update.timestamp),
             origin_is_stale: false,
             is_after_gap: false,
+            was_refused: false,
             connection: Arc::default(),
         }
     }
@@ -89,7 +99,7 @@ impl Follower {
         while !shutdown.is_set() {
             let result = self.follow(shutdown);
             // The origin is to see that nobody reads any more.
-            *self.connection.0.lock() = None;
+            self.connection.set(None);
             self.publisher.settle();
             if shutdown.is_set() {
                 return;
@@ -104,8 +114,8 @@ impl Follower {
     /// Connects, and publishes what comes until the connection fails, or until shutdown.
     fn follow(&mut self, shutdown: &Shutdown) -> Result<(), FetchError> {
         let socket = origin::connect(&self.url, self.patience)?;
-        *self.connection.0.lock() = Some(socket.try_clone()?);
-        // `main` closes what is there at the shutdown. What comes later it does not see.
+        self.connection.set(Some(socket.try_clone()?));
+        // If the shutdown came before this line, `main` found no socket to close.
         if shutdown.is_set() {
             return Ok(());
         }
@@ -114,13 +124,13 @@ impl Follower {
         self.is_after_gap = false;
         loop {
             match stream.next()? {
-                Message::Update(update) => self.publish(update)?,
+                Message::Update(update) => self.take(update)?,
                 Message::Gap => self.is_after_gap = true,
                 Message::Status(status) => self.pass_on(&status),
                 Message::Comment => {}
             }
             // The origin is there. Whether its prices are stale it says itself.
-            if !self.origin_is_stale {
+            if !self.origin_is_stale && !self.was_refused {
                 self.outages.source_is_well(self.patience);
             }
             if stream.is_drained() {
@@ -130,7 +140,17 @@ impl Follower {
         }
     }
 
-    fn publish(&mut self, update: Update) -> Result<(), FetchError> {
+    fn take(&mut self, update: Update) -> Result<(), FetchError> {
+        let checked = self.check(update);
+        self.was_refused = checked.is_err();
+        checked?;
+        if update.timestamp > self.last {
+            self.publish(update);
+        }
+        Ok(())
+    }
+
+    fn check(&self, update: Update) -> Result<(), FetchError> {
         // After one of the far future no other would be newer.
         if update.price <= 0.0 || update.timestamp > latest_plausible() {
             let what = "has a time more than a day ahead (Unix ms), or no price above zero";
@@ -140,9 +160,10 @@ impl Follower {
             let what = format!("{update:?} is long before the last one, {}", self.last);
             return Err(FetchError::new(NOT_NEW, what));
         }
-        if update.timestamp <= self.last {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    fn publish(&mut self, update: Update) {
         if self.is_after_gap {
             log::warn!("the origin no longer has all that came after {}", self.last);
             self.publisher.mark_gap(update.timestamp);
@@ -151,7 +172,6 @@ impl Follower {
         self.last = update.timestamp;
         METRICS.fetches.inc(&[&"ok"]);
         self.publisher.publish(update);
-        Ok(())
     }
 
     fn pass_on(&mut self, status: &Status) {

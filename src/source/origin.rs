@@ -88,11 +88,18 @@ impl OriginStream {
                 value.trim().clone_into(&mut content_type);
             }
         }
-        if status.contains(" 200 ") && content_type.starts_with("text/event-stream") {
-            return Ok(());
+        let code = status.split(' ').nth(1).unwrap_or_default();
+        match code {
+            "200" if content_type.starts_with("text/event-stream") => Ok(()),
+            // It is full, or has no price yet; or a proxy finds none that has.
+            "502" | "503" | "504" => {
+                Err(FetchError::new(&format!("HTTP {code}"), "the origin has no stream for us now"))
+            }
+            _ => {
+                let advice = "--follow is for the address of a btc-ticker";
+                Err(FetchError::new(NOT_A_STREAM, format!("it answers {status:?}; {advice}")))
+            }
         }
-        let detail = format!("it answers {status:?}; --follow is for the address of a btc-ticker");
-        Err(FetchError::new(NOT_A_STREAM, detail))
     }
 
     /// Waits for what the origin says next.

@@ -26,7 +26,7 @@ pub struct Outages {
 struct Outage {
     began: Instant,
     failures: u32,
-    /// That of the last failure.
+    /// Why the last attempt failed.
     reason: String,
 }
 
@@ -41,7 +41,7 @@ impl Outages {
         Outages { name: source.name, interval, feed, current: None }
     }
 
-    /// The source was heard, which is good for `patience`. Ends an outage.
+    /// The source was heard: prices count as fresh for `patience` from now. Ends an outage.
     pub fn source_is_well(&mut self, patience: Duration) {
         if let Some(Outage { began, failures, reason }) = self.current.take() {
             let time = began.elapsed().as_secs_f64();
@@ -67,16 +67,16 @@ impl Outages {
         let outage = self.current.get_or_insert_with(Outage::begin);
         outage.failures += 1;
         outage.reason.clone_from(reason);
-        let chosen = match outage.failures {
-            1 => None,
-            failures => Some(backoff(failures, self.interval)),
-        };
-        let Some(asked) = retry_after else { return chosen };
-        let asked = LONGEST_RETRY_AFTER.min(*asked).max(self.interval);
-        match chosen {
-            Some(chosen) => Some(chosen.max(asked)),
-            None => Some(asked),
+        let mut pause = None;
+        if outage.failures > 1 {
+            pause = Some(backoff(outage.failures, self.interval));
         }
+        if let Some(asked) = retry_after {
+            let asked = (*asked).min(LONGEST_RETRY_AFTER).max(self.interval);
+            // `None` is less than any pause.
+            pause = pause.max(Some(asked));
+        }
+        pause
     }
 }
 

@@ -11,8 +11,9 @@ use super::{STALE_AFTER, Source};
 use crate::feed::{Feed, Publisher, Update};
 use crate::system::{METRICS, Shutdown};
 
-/// How much of the interval an answer may take.
+/// How much of the interval an answer may take, and how long at most.
 const TIMEOUT: f64 = 0.8;
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Poller {
     fetcher: Fetcher,
@@ -30,7 +31,8 @@ impl Poller {
         publisher: Publisher,
     ) -> Poller {
         let outages = Outages::new(&source, interval, feed.clone());
-        let fetcher = Fetcher::new(source, interval.mul_f64(TIMEOUT));
+        let timeout = interval.mul_f64(TIMEOUT).min(LONGEST_TIMEOUT);
+        let fetcher = Fetcher::new(source, timeout);
         Poller { fetcher, outages, feed, publisher, interval }
     }
 

@@ -12,17 +12,19 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounde
 /// The end of the service as every thread sees it: a channel on which nothing is ever sent, and which
 /// `main` closes.
 #[derive(Clone)]
-pub struct Shutdown(pub Receiver<Infallible>);
+pub struct Shutdown {
+    pub closed: Receiver<Infallible>,
+}
 
 impl Shutdown {
     /// Sleeps until `deadline`, or until the service ends: then the answer is true.
     pub fn wait_deadline(&self, deadline: Instant) -> bool {
-        self.0.recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected)
+        self.closed.recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected)
     }
 
     /// Whether the service is ending.
     pub fn is_set(&self) -> bool {
-        self.0.try_recv() == Err(TryRecvError::Disconnected)
+        self.closed.try_recv() == Err(TryRecvError::Disconnected)
     }
 }
 
@@ -61,10 +63,16 @@ impl Threads {
             // Where one word is waiting already, it is enough.
             let _ = signal.try_send(());
         })?;
-        let (open, shutdown) = bounded(0);
+        let (open, closed) = bounded(0);
         let (running, ended) = bounded(1);
-        let (open, shutdown) = (Some(open), Shutdown(shutdown));
-        Ok(Threads { signals, open, shutdown, handles: Vec::new(), running, ended })
+        Ok(Threads {
+            signals,
+            open: Some(open),
+            shutdown: Shutdown { closed },
+            handles: Vec::new(),
+            running,
+            ended,
+        })
     }
 
     /// Starts a thread, which must end when the shutdown channel closes and not before.
