@@ -14,7 +14,8 @@ use crate::system::METRICS;
 
 /// A connection whose buffers are full and that takes nothing for so long is closed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most responses fit, and leave in one piece.
+/// Most responses fit, and leave in one piece. More than 1 KiB, or the allocator would keep it for this
+/// thread.
 const WRITE_BUFFER: usize = 4 * 1024;
 /// How long, and for how many bytes, the client may go on sending after its last answer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -39,36 +40,48 @@ pub fn serve(socket: &TcpStream, routes: &Routes) {
 }
 
 /// Answers requests up to the last one, or to one for a stream.
-/// Not inlined: what it has on the stack and on the heap is not a part of a stream's memory.
+// It has returned, and freed what it read, before a stream begins. Not inlined, so that its stack frame
+// is gone then, too.
 #[inline(never)]
 fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Next> {
     socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
     socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
-    // More than 1 KiB each, or the allocator would keep them for this thread.
-    let (mut read, mut writer) = (Vec::new(), BufWriter::with_capacity(WRITE_BUFFER, socket));
+    // What was read and not yet answered.
+    let mut read = Vec::new();
     loop {
         let request = match request::next(socket, &mut read) {
             Incoming::Request(request) => request,
             Incoming::Refused(refusal) => {
                 METRICS.http_requests.inc(&[&UNKNOWN_PATH, &refusal.status]);
-                let response = Response::error(refusal.status, refusal.message);
-                response.write_to(&mut writer, true, false)?;
-                writer.flush()?;
+                send(socket, &Response::error(refusal.status, refusal.message), false)?;
                 return Ok(Next::Close);
             }
             Incoming::Ended => return Ok(Next::Gone),
         };
-        let response = match routes.answer(&request) {
+        let mut response = match routes.answer(&request) {
             Answer::Response(response) => response,
             Answer::Stream(start) => return Ok(Next::Stream(start)),
         };
-        let with_body = request.method != Method::Head;
-        response.write_to(&mut writer, with_body, request.keep_alive)?;
-        writer.flush()?;
+        if request.method == Method::Head {
+            // Only the head, with the length that the body would have.
+            response = response.body(Vec::new());
+        }
+        send(socket, &response, request.keep_alive)?;
         if !request.keep_alive {
             return Ok(Next::Close);
         }
     }
+}
+
+fn send(socket: &TcpStream, response: &Response, keep_alive: bool) -> io::Result<()> {
+    let mut writer = BufWriter::with_capacity(WRITE_BUFFER, socket);
+    let sent = match response.write_to(&mut writer, keep_alive) {
+        Ok(()) => writer.flush(),
+        Err(error) => Err(error),
+    };
+    // Taken apart: a writer that is dropped after an error would try, and wait, once more.
+    let _ = writer.into_parts();
+    sent
 }
 
 /// Reads what the client still sends, until it has seen the end of the answer. A socket that is closed

@@ -86,7 +86,8 @@ pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Incoming {
     let deadline = Instant::now() + HEAD_TIMEOUT;
     let mut searched = 0;
     loop {
-        // Not at every byte, or a trickle would cost the square of its length.
+        // Only after a further line end: parsed at each byte, a head that comes byte by byte would cost the
+        // square of its length.
         if searched == 0 || bytes[searched..].contains(&b'\n') {
             match parse(bytes) {
                 Parsed::Request(request, end) => {
@@ -183,12 +184,9 @@ fn read_head(head: &httparse::Request) -> Result<Request, Refusal> {
     let is_old = head.version == Some(0);
     check_host(head.headers, is_old)?;
     check_framing(head.headers, is_old)?;
-    let method = match head.method.unwrap_or_default().parse() {
-        Ok(method) => method,
-        Err(()) => return Err(MALFORMED),
-    };
+    let method: Method = head.method.unwrap_or_default().parse().map_err(|()| MALFORMED)?;
     let target = head.path.unwrap_or_default();
-    let Some(path_and_query) = path_of(target, &method) else { return Err(TARGET) };
+    let path_and_query = path_of(target, &method).ok_or(TARGET)?;
     let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
     let connection = tokens(head.headers, "Connection");
     let says = |word: &str| connection.iter().any(|token| token == word);
@@ -213,8 +211,11 @@ fn check_host(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
 
 /// A name or an address, and perhaps a port.
 fn is_host(text: &str) -> bool {
-    let Ok(authority) = text.parse::<Authority>() else { return false };
     if text.contains(['@', ',']) {
+        return false;
+    }
+    let Ok(authority) = text.parse::<Authority>() else { return false };
+    if authority.host().is_empty() {
         return false;
     }
     let rest = &text[authority.host().len()..];
@@ -325,8 +326,8 @@ mod tests {
             assert!(is_host(host), "{host}");
         }
         for host in [
-            "", "u@a", "a/b", "a, b", "a,b", "a b", "a:x", "a:80:80", "[::1", "::1", "[::1]x",
-            "a?b",
+            "", ":80", ":", "u@a", "a/b", "a, b", "a,b", "a b", "a:x", "a:80:80", "[::1", "::1",
+            "[::1]x", "a?b",
         ] {
             assert!(!is_host(host), "{host}");
         }

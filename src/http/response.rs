@@ -10,7 +10,8 @@ use tiny_http::StatusCode;
 
 use crate::feed::Backlog;
 
-/// It is about this moment; and a proxy that would compress a stream would hold it back.
+/// For what is true only now: it is not to be kept, nor to be compressed, for which a proxy would hold a
+/// stream back.
 pub const CACHE_CONTROL: &str = "no-store, no-transform";
 
 /// The answer to one request.
@@ -30,14 +31,14 @@ enum Body {
 }
 
 impl Response {
-    /// A response with a body of known length.
+    /// A 200 with this body.
     pub fn new(content_type: &str, body: impl Into<Vec<u8>>) -> Response {
         let body = body.into();
         let length = body.len();
         Response::bare(200).content(content_type, length).body(body)
     }
 
-    /// A response without a body.
+    /// A response that has no body yet, nor headers about one.
     pub fn bare(status: u16) -> Response {
         let headers = String::with_capacity(256);
         let response = Response { status, headers, body: Body::Bytes(Vec::new()) };
@@ -85,22 +86,14 @@ impl Response {
         self.header("Cache-Control", CACHE_CONTROL).header("Access-Control-Allow-Origin", "*")
     }
 
-    /// Writes it, to `HEAD` without the body, in many small pieces: the writer has to gather them.
-    pub fn write_to(
-        &self,
-        writer: &mut impl Write,
-        with_body: bool,
-        keep_alive: bool,
-    ) -> io::Result<()> {
+    /// Writes it in many small pieces: the writer has to gather them.
+    pub fn write_to(&self, writer: &mut impl Write, keep_alive: bool) -> io::Result<()> {
         let phrase = StatusCode(self.status).default_reason_phrase();
         let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now());
         let date = date.unwrap_or_default();
         let connection = if keep_alive { "keep-alive" } else { "close" };
         write!(writer, "HTTP/1.1 {} {phrase}\r\nDate: {date}\r\n", self.status)?;
         write!(writer, "{}Connection: {connection}\r\n\r\n", self.headers)?;
-        if !with_body {
-            return Ok(());
-        }
         match &self.body {
             Body::Bytes(bytes) => writer.write_all(bytes),
             Body::Updates(updates) => {

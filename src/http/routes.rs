@@ -26,8 +26,9 @@ const MOST_UPDATES: usize = 100_000;
 pub struct Routes {
     feed: Arc<Feed>,
     pages: Vec<(&'static str, Response)>,
-    /// The name of the source, and whether that is another btc-ticker.
+    /// The name of the source.
     source: &'static str,
+    /// Whether that is another btc-ticker.
     is_replica: bool,
     /// Whether prices are made up.
     made_up: bool,
@@ -86,7 +87,7 @@ impl Routes {
             // About the server as a whole, or from a page of another origin that streams by `fetch`.
             Method::Options => return options().into(),
             _ => {
-                let error = Response::error(405, "there is only GET and HEAD");
+                let error = Response::error(405, "there is only GET, HEAD and OPTIONS");
                 return error.header("Allow", METHODS).into();
             }
         }
@@ -117,14 +118,15 @@ impl Routes {
         drop(start.permit);
     }
 
-    /// A permit for a stream, or the response that says why there is none.
+    /// The start of a stream, with its permit; or a response: to HEAD, or where there can be no stream.
     fn admit(&self, request: &Request) -> Answer {
         let from = match self.cursor_of(request) {
             Ok(from) => from,
             Err(message) => return Response::error(400, &message).into(),
         };
         if self.has_no_past_yet() {
-            // A client that waited here for it would get all of it again.
+            // A replica gets the whole past of its origin first. A client that is here by then would be
+            // sent all of it as new.
             return no_price_yet().into();
         }
         if request.method == Method::Head {
@@ -151,7 +153,10 @@ impl Routes {
             None => MOST_UPDATES,
             Some(text) => match text.parse() {
                 Ok(limit @ 1..=MOST_UPDATES) => limit,
-                _ => return Response::error(400, "limit is a number from 1 to 100000"),
+                _ => {
+                    let form = format!("limit is a number from 1 to {MOST_UPDATES}");
+                    return Response::error(400, &form);
+                }
             },
         };
         let from = match self.since(request) {

@@ -27,8 +27,8 @@ const SEND_BUFFER: usize = 64 * 1024;
 const RECEIVE_BUFFER: usize = 16 * 1024;
 /// The stack of a connection's thread. The deepest it goes is formatting a log line.
 const STACK: usize = 128 * 1024;
-/// After `accept` failed, which is where the system has run out of something, such as descriptors: until
-/// there are some again. What waits in the queue is not lost.
+/// After `accept` failed, mostly because the system has run out of descriptors. What waits in the queue is
+/// not lost.
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub struct Server {
@@ -112,7 +112,7 @@ fn refuse(mut socket: &TcpStream) {
     let (mut read, mut written) = ([0; MAX_HEAD], Vec::new());
     let response = Response::unavailable("there are too many connections; come back later");
     // Each of these may fail where the client has gone, which is then of no interest.
-    let _ = response.write_to(&mut written, true, false);
+    let _ = response.write_to(&mut written, false);
     let _ = socket.set_nonblocking(true);
     let _ = socket.read(&mut read);
     let _ = socket.write_all(&written);

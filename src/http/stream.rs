@@ -39,20 +39,21 @@ pub struct Stream<'a> {
 }
 
 impl Stream<'_> {
-    /// Streams until one side ends it, and tells why it ended, as the metrics name it. A client that
-    /// fell behind subscribes again, from the last update that was written to it, just as if it had
-    /// gone and come back.
+    /// Streams until one side ends it, and tells why it ended, as the metrics name it.
     pub fn run(mut self, feed: &Arc<Feed>, head: &Response) -> &'static str {
-        let Err(error) = self.stream(feed, head) else { return "shutdown" };
-        match error.kind() {
-            // It took nothing for too long.
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => "stuck",
-            // It has closed its connection.
-            _ => "gone",
+        match self.stream(feed, head) {
+            Ok(()) => "shutdown",
+            Err(error) => match error.kind() {
+                // It took, or acknowledged, nothing for too long.
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => "stuck",
+                // It has closed its connection.
+                _ => "gone",
+            },
         }
     }
 
-    /// Ends when the feed has closed, or when the client fails.
+    /// Ends when the feed has closed, or when the client fails. A client that fell behind subscribes
+    /// again, from the last update that was written to it, just as if it had gone and come back.
     fn stream(&mut self, feed: &Arc<Feed>, head: &Response) -> io::Result<()> {
         let mut opening = opening(head)?;
         loop {
@@ -120,7 +121,7 @@ fn opening(head: &Response) -> io::Result<Vec<u8>> {
     let retry = SHORTEST_RETRY_MS + random() * (LONGEST_RETRY_MS - SHORTEST_RETRY_MS);
     // More than 1 KiB, or the allocator would keep it for this thread.
     let mut bytes = Vec::with_capacity(1280);
-    head.write_to(&mut bytes, true, false)?;
+    head.write_to(&mut bytes, false)?;
     // No empty line, here as after comments: for some clients it would be an event of its own.
     writeln!(bytes, "retry: {retry:.0}")?;
     Ok(bytes)
