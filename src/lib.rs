@@ -10,10 +10,10 @@
 //!                                                    accept
 //! ```
 //!
-//! `poller`, `janitor`, `heartbeat` and `accept` are one thread each, `connection` is one for each client.
-//! A client takes what it has missed, and a channel for what comes, while nothing can be published.
-//! The channel is bounded: it ends when it is full, when its client leaves, or when the service does.
-//! Every thread ends when the shutdown channel closes.
+//! `poller`, `janitor`, `heartbeat` and `accept` are one thread each, `connection` is one for each
+//! client. A client takes its backlog and a channel for what follows in one step, during which nothing
+//! is published. The channel is bounded: it ends when it is full, when its client leaves, or when the
+//! service does. The lasting threads end when the shutdown channel closes, streams when the feed does.
 //!
 //! The machine, in the order in which a price travels through it:
 //!
@@ -28,8 +28,8 @@
 //!    stays.
 //! 4. [`system`]: what all of them stand on.
 //!
-//! Each room knows only those below it: `http` knows `source`, which knows `feed`, which knows
-//! `system`. [`config`] is the command line, and the entrance is `main.rs`.
+//! Each room knows only those after it in this row: `http`, `source`, `feed`, `system`. [`config`] is
+//! the command line, and the entrance is `main.rs`.
 //!
 //! ```
 //! use btc_ticker::feed::{Cursor, Feed, History, Update};

@@ -391,7 +391,8 @@ fn what_is_no_stream_of_prices_is_a_failure_with_a_reason() {
         ("HTTP 503", "HTTP/1.1 503 Busy\r\nContent-Type: application/json\r\n\r\n{}".into()),
         ("not a stream", "HTTP/1.1 404 Gone\r\nContent-Type: application/json\r\n\r\n{}".into()),
         ("not a stream", "SSH-2.0-OpenSSH_9.2\r\n\r\n".into()),
-        ("not a stream", "X: y\r\n".repeat(100)),
+        ("too large", "X: y\r\n".repeat(100)),
+        ("too large", format!("{head}{}X-Price-Source: demo\r\n\r\n", "X: y\r\n".repeat(64))),
         ("demo (made up)", format!("{head}x-price-source: demo\r\n\r\n{}", event(now, 5.0))),
         ("too large", stream(&"x".repeat(70_000))),
         ("not a price", stream("data: {\"price\":5}\n\n")),
@@ -436,6 +437,28 @@ fn timestamps_that_do_not_rise_are_passed_over() {
     let known =
         history.as_array().unwrap().iter().map(|update| update["timestamp"].as_u64().unwrap());
     assert!(known.eq([now, now + 1, now + 3_600_000]), "{history}");
+}
+
+#[test]
+fn a_client_that_is_ahead_of_a_replica_gets_nothing_twice() {
+    let now = unix_millis();
+    let event = |time: u64| format!("id: {time}\ndata: {{\"timestamp\":{time},\"price\":5.5}}\n\n");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let replica = follow("127.0.0.1:0", &url, &[]);
+    let (mut origin, _) = listener.accept().unwrap();
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+    origin.write_all(format!("{head}{}", event(now - 90_000)).as_bytes()).unwrap();
+    has_price(&replica);
+    // It has had two more elsewhere, which are still to come here.
+    let mut ahead = replica.stream_with("/stream", &format!("Last-Event-ID: {}\r\n", now - 70_000));
+    ahead.named("status");
+    let mut behind = replica.stream(&format!("/stream?since={}", now - 90_000));
+    let rest = [now - 80_000, now - 70_000, now - 60_000];
+    origin.write_all(rest.map(event).concat().as_bytes()).unwrap();
+    assert_eq!(ahead.event().id, Some(now - 60_000), "the first that it has not had");
+    let ids: Vec<_> = behind.updates(3).iter().map(|event| event.id.unwrap()).collect();
+    assert_eq!(ids, rest);
 }
 
 #[test]

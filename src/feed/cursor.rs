@@ -3,7 +3,7 @@
 use crate::system::{latest_plausible, parse_duration, unix_millis};
 
 /// The point in the history from which a client wants updates.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub enum Cursor {
     /// The latest update, then what comes.
     Latest,

@@ -1,5 +1,5 @@
-//! What travels from the source to the clients: an update, and the events of the stream.
-//! An event is encoded for the wire once, by the thread that makes it, and then shared by all.
+//! What travels from the source to the clients: an update, and the events of the stream. An event is
+//! encoded for the wire once, by the thread that makes it, and then shared by all.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -21,8 +21,8 @@ pub struct History {
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
-    /// A cursor below this timestamp has missed something that is gone. `None` while nothing is known:
-    /// then the first update decides.
+    /// A cursor below this timestamp has missed something that is gone. `None` until the first update,
+    /// which sets it: till then every cursor but 0 may have missed something.
     complete_since: Option<u64>,
     /// Whether the updates are made by this process, rather than by an origin.
     makes_updates: bool,
@@ -54,7 +54,7 @@ pub struct Backlog {
     /// A cursor below this has missed something. `None` where the first update decides.
     pub complete_since: Option<u64>,
     pub updates: usize,
-    /// Where a client that has written all of this goes on.
+    /// Where a client that has written all of this goes on: nothing up to this is for it.
     pub position: Cursor,
     joined: Arc<str>,
     range: Range<usize>,
@@ -86,7 +86,8 @@ impl History {
         }
     }
 
-    /// What a journal says of the updates that it holds, before it adds them.
+    /// Sets since when nothing is missing, as the first line of a journal says. Called before its updates
+    /// are added.
     pub fn reset(&mut self, complete_since: Option<u64>) {
         self.complete_since = complete_since;
     }
@@ -188,9 +189,17 @@ impl History {
             }
         };
         let end = start.saturating_add(limit).min(count);
-        let position = match self.updates.range(..end).next_back() {
+        let last = match self.updates.range(..end).next_back() {
             Some(last) => Cursor::After(last.update.timestamp),
             None => Cursor::After(0),
+        };
+        // A replica may be behind another one, from which a client comes. What that has had is still to
+        // come here, and not for it. (A time that is not here yet is that of a clock which was ahead.)
+        let is_replica = !self.makes_updates;
+        let position = if is_replica && from > last && from <= Cursor::After(unix_millis()) {
+            from
+        } else {
+            last
         };
         let updates = end - start;
         let joined;

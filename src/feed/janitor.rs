@@ -9,7 +9,8 @@ use crate::system::Shutdown;
 /// It sleeps at least so long: where updates come fast they are dropped in batches, not one by one.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs until shutdown. Sleeps until the oldest update expires, or for at most a second where there is only one.
+/// Runs until shutdown. Sleeps until the oldest update expires, or for at most a second where there is
+/// only one.
 pub fn run(feed: &Feed, shutdown: &Shutdown) {
     loop {
         let next = feed.expire().max(Instant::now() + MIN_PAUSE);

@@ -3,7 +3,8 @@
 //! only `open` is called by `main`, before anything is served.
 //!
 //! A file that lacks an update would be believed. So after an error it is emptied, and written anew from
-//! the history, which has everything. That is tried at each update, but not for a second after an error.
+//! the history, which has everything. That is tried at each update, and when none is waiting, but not for
+//! a second after an error.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -64,7 +65,8 @@ struct Header {
 impl Journal {
     /// Opens the file, which may be new, and gives the history what is in it. The error is what the
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
-    /// refuse each other. A disk that fails is no error: the service starts with what it can read.
+    /// refuse each other. A disk that fails is no error: the service starts with what it can read, and
+    /// the file is written anew when it can be.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             return Err(format!("--journal {}: this is no file; {ADVICE}", path.display()));
@@ -201,8 +203,8 @@ impl Journal {
         }
     }
 
-    /// When no other update is waiting: makes sure that a power cut loses nothing. Where the file was given
-    /// up, or more than half of it has expired, it is written anew.
+    /// When no other update is waiting: makes sure that a power cut loses nothing. Where the file was
+    /// given up, or more than half of it has expired, it is written anew.
     pub fn settle(&mut self, feed: &Feed) {
         if self.file.is_none() || self.updates > 2 * feed.snapshot().updates {
             self.try_rewrite(feed);
@@ -277,7 +279,8 @@ impl Journal {
         }
     }
 
-    /// What comes next does not follow what is in the file. Called by the publisher.
+    /// Gives up what is in the file: what comes next does not follow it (so says the publisher), or
+    /// somebody else has changed it.
     pub fn discard(&mut self) {
         if let Err(error) = self.empty() {
             self.log_error(&error);

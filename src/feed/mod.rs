@@ -1,7 +1,7 @@
-//! The feed: the history of updates, and the subscribers that wait for the next one.
-//! Shared by the poller or the follower (publish), the janitor (expires), the heartbeat (beats) and
-//! every client's thread (subscribes). This room is about updates: nothing here knows the source (only
-//! whether its prices are made up), nor by which protocol updates leave.
+//! The feed: the history of updates, and the subscribers that wait for the next one. Shared by the
+//! poller or the follower (publishes), the janitor (expires), the heartbeat (beats) and every client's
+//! thread (subscribes). This room is about updates: nothing here knows the source (only whether its
+//! prices are made up), nor by which protocol updates leave.
 
 mod cursor;
 mod event;
@@ -37,9 +37,9 @@ const NO_NEW_PRICE: &str = "no new price";
 
 /// Two locks, always taken in the order in which they stand here.
 pub struct Feed {
-    /// The channels that an event is handed to. Held while all of them are served, so two events
-    /// cannot overtake each other: `try_send` only, which never waits.
-    /// Held too while a newcomer takes its backlog. Whoever subscribes or leaves meanwhile waits.
+    /// The channels that an event is handed to. Held while all of them are served, so two events cannot
+    /// overtake each other: `try_send` only, which never waits. Held too while a newcomer takes its
+    /// backlog. Whoever subscribes or leaves meanwhile waits.
     subscribers: Mutex<Subscribers>,
     /// Held for a look, a push, or at most one pass over the history (some ms at 100,000 updates), never
     /// for I/O and never while threads are woken.
@@ -66,7 +66,7 @@ struct State {
     history: History,
     /// From then on prices are stale, unless the source is heard before.
     stale_at: Instant,
-    /// Why, for those who ask.
+    /// Why the source fails: told when prices become stale.
     reason: String,
     is_stale: bool,
     /// What newcomers are told of it.
@@ -174,8 +174,7 @@ impl Feed {
     }
 
     /// The source was heard: prices count as fresh for `patience` from now. Tells everybody, where they
-    /// were stale.
-    /// Called by the poller or the follower.
+    /// were stale. Called by the poller or the follower.
     pub fn source_is_well(&self, patience: Duration) {
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
@@ -252,9 +251,10 @@ impl Feed {
         if state.is_stale { quiet_at } else { quiet_at.min(state.stale_at) }
     }
 
-    /// Takes the backlog after `from` and registers a channel for what follows, both while it has the lock
-    /// without which nothing is published: an update is in one of the two and never in both. `None` when the feed has closed.
-    /// Called by a client's thread, again whenever its channel has ended.
+    /// Takes the backlog after `from` and registers a channel for what follows, both while it has the
+    /// lock without which nothing is published: an update is in one of the two and never in both.
+    /// `None` when the feed has closed. Called by a client's thread, again whenever its channel has
+    /// ended.
     pub fn subscribe(self: &Arc<Self>, from: Cursor) -> Option<Subscription> {
         let (sender, live) = bounded(CHANNEL_CAPACITY);
         let mut subscribers = self.subscribers.lock();
@@ -432,6 +432,21 @@ mod tests {
         assert_eq!(ask(&feed, Cursor::After(0)), (vec![400, 2_000], None));
         assert_eq!(ask(&feed, Cursor::After(400)), (vec![2_000], None));
         assert_eq!(ask(&feed, Cursor::After(399)), (vec![400, 2_000], gap(399, Some(400))));
+    }
+
+    #[test]
+    fn a_replica_that_is_behind_knows_what_a_client_has_had() {
+        let now = unix_millis();
+        let replica = empty_feed(None, HOUR * 1_000_000, 10);
+        replica.publish(update(2_000));
+        let position = |feed: &Feed, from| feed.backlog(from, usize::MAX).position;
+        for (from, expected) in [(1_000, 2_000), (2_000, 2_000), (3_000, 3_000), (2 * now, 2_000)] {
+            assert_eq!(position(&replica, Cursor::After(from)), Cursor::After(expected));
+        }
+        assert_eq!(position(&replica, Cursor::Latest), Cursor::After(2_000));
+        // Who makes updates is behind nobody.
+        let origin = feed_with(&[2_000], 10);
+        assert_eq!(position(&origin, Cursor::After(3_000)), Cursor::After(2_000));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The publisher: the one way from a source to everybody. An update is written to the journal, unless
-//! the disk fails, before anybody can see it. Owned by the thread that has the updates: the poller, or in a replica the follower.
+//! the disk fails, before anybody can see it. Owned by the thread that has the updates: the poller, or
+//! in a replica the follower.
 
 use std::sync::Arc;
 

@@ -96,8 +96,8 @@ fn linger(mut socket: &TcpStream) {
             return;
         }
         match socket.read(&mut bytes) {
-            Ok(read @ 1..) => left = left.saturating_sub(read),
-            _ => return,
+            Ok(0) | Err(_) => return,
+            Ok(count) => left = left.saturating_sub(count),
         }
     }
 }

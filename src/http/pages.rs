@@ -1,5 +1,5 @@
-//! The web page and what belongs to it: files from `static/`, compiled in.
-//! Made once at the start. Each request gets a copy.
+//! The web page and what belongs to it: files from `static/`, compiled in. Made once at the start. Each
+//! request gets a copy.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! A request: its head, read within bounds of size and time, and parsed.
-//! Runs on the connection's thread; shares nothing.
+//! A request: its head, read within bounds of size and time, and parsed. Runs on the connection's
+//! thread; shares nothing.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::TcpStream;
@@ -86,8 +86,8 @@ pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Incoming {
     let deadline = Instant::now() + HEAD_TIMEOUT;
     let mut searched = 0;
     loop {
-        // Only after a further line end: parsed at each byte, a head that comes byte by byte would cost the
-        // square of its length.
+        // Only after a further line end: parsed at each byte, a head that comes byte by byte would cost
+        // the square of its length.
         if searched == 0 || bytes[searched..].contains(&b'\n') {
             match parse(bytes) {
                 Parsed::Request(request, end) => {
@@ -126,18 +126,21 @@ fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::R
     }
     let start = bytes.len();
     bytes.resize(MAX_HEAD.min(start + CHUNK), 0);
-    let read = loop {
+    let result = loop {
         match socket.read(&mut bytes[start..]) {
             // A process that was stopped and goes on.
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            read => break read,
+            result => break result,
         }
     };
-    bytes.truncate(start + *read.as_ref().unwrap_or(&0));
+    match &result {
+        Ok(count) => bytes.truncate(start + count),
+        Err(_) => bytes.truncate(start),
+    }
     if timeout < HEAD_TIMEOUT {
         socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     }
-    read
+    result
 }
 
 /// What the bytes are that were read by now.
@@ -271,7 +274,8 @@ fn path_of<'a>(target: &'a str, method: &Method) -> Option<&'a str> {
     }
     let (scheme, rest) = target.split_once("://")?;
     let is_http = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
-    let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let end_of_host = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (host, path) = rest.split_at(end_of_host);
     if !is_http || !is_host(host) || path.starts_with('?') {
         return None;
     }

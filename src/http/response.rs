@@ -1,5 +1,5 @@
-//! A response: a status, headers and usually a body. Made and written by the connection's thread;
-//! shares nothing.
+//! A response: a status, headers and usually a body. Made and written by the connection's thread, but
+//! for the pages and the head of a stream, which are made once.
 
 use std::io::{self, Write};
 

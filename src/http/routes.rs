@@ -73,7 +73,7 @@ impl Routes {
             Answer::Stream(_) => 200,
         };
         let path = match status {
-            // It was not looked at, or is not there.
+            // The path was not looked at, or is not there.
             204 | 404 | 405 => UNKNOWN_PATH,
             _ => &request.path,
         };
@@ -125,8 +125,8 @@ impl Routes {
             Err(message) => return Response::error(400, &message).into(),
         };
         if self.has_no_past_yet() {
-            // A replica gets the whole past of its origin first. A client that is here by then would be
-            // sent all of it as new.
+            // It is about to get the past of its origin, of which a client that is here would be told as
+            // of a gap, or as if it were new.
             return no_price_yet().into();
         }
         if request.method == Method::Head {
@@ -265,13 +265,22 @@ fn options() -> Response {
         .header("Access-Control-Max-Age", "86400")
 }
 
-/// A parameter of the query. A client may have escaped the `:`, the `+` and the spaces of a time.
+/// A parameter of the query.
 fn parameter(request: &Request, name: &str) -> Option<String> {
-    let mut pairs = request.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let (_, value) = pairs.find(|(key, _)| *key == name)?;
+    for pair in request.query.split('&') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if key == name {
+            return Some(unescape(value));
+        }
+    }
+    None
+}
+
+/// A client may have escaped the `:`, the `+` and the spaces of a time.
+fn unescape(value: &str) -> String {
     let mut value = value.to_owned();
     for (escaped, plain) in [("%3A", ":"), ("%3a", ":"), ("%2B", "+"), ("%2b", "+"), ("%20", " ")] {
         value = value.replace(escaped, plain);
     }
-    Some(value)
+    value
 }

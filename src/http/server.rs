@@ -21,14 +21,14 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections that may wait to be accepted; the system lowers it to its own limit. std asks for 128,
 /// and a burst then waits for the second or third SYN of each client.
 const LISTEN_QUEUE: i32 = 16_384;
-/// Per connection, in the kernel, at most (it doubles them). The backlog of an hour fits; a stuck client costs
-/// no more, nor does one that sends behind its stream, where nothing is read.
+/// Per connection, in the kernel, at most (it doubles them). The backlog of an hour fits; a stuck
+/// client costs no more, nor does one that sends behind its stream, where nothing is read.
 const SEND_BUFFER: usize = 64 * 1024;
 const RECEIVE_BUFFER: usize = 16 * 1024;
 /// The stack of a connection's thread. The deepest it goes is formatting a log line.
 const STACK: usize = 128 * 1024;
-/// After `accept` failed, mostly because the system has run out of descriptors. What waits in the queue is
-/// not lost.
+/// After `accept` failed, mostly because the system has run out of descriptors. What waits in the queue
+/// is not lost.
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub struct Server {

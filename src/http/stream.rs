@@ -1,5 +1,5 @@
-//! The stream of one client: the backlog that it missed, then updates as they come.
-//! Runs on the thread of the client's connection, and shares the feed with all others.
+//! The stream of one client: the backlog that it missed, then updates as they come. Runs on the thread
+//! of the client's connection, and shares the feed with all others.
 
 use std::io::{self, ErrorKind, Write};
 use std::net::TcpStream;
@@ -105,11 +105,17 @@ impl Stream<'_> {
     }
 
     fn write(&mut self, event: &Event) -> io::Result<()> {
-        self.socket.write_all(event.wire.as_bytes())?;
-        if let Some(update) = event.update {
-            self.position = Cursor::After(update.timestamp);
-            METRICS.updates_delivered.inc();
+        let Some(update) = event.update else {
+            return self.socket.write_all(event.wire.as_bytes());
+        };
+        let position = Cursor::After(update.timestamp);
+        if position <= self.position {
+            // This client has had it elsewhere.
+            return Ok(());
         }
+        self.socket.write_all(event.wire.as_bytes())?;
+        self.position = position;
+        METRICS.updates_delivered.inc();
         Ok(())
     }
 }

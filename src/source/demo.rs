@@ -1,6 +1,6 @@
-//! The demo source: made-up prices for a machine without internet, a random walk behind a small
-//! HTTP endpoint in CoinDesk's shape, so that fetching and parsing are the real ones.
-//! Runs on the thread `demo`; shares nothing with the service.
+//! The demo source: made-up prices for a machine without internet, a random walk behind a small HTTP
+//! endpoint in CoinDesk's shape, so that fetching and parsing are the real ones. Runs on the thread
+//! `demo`; shares the server with `main`, which unblocks it at the end.
 
 use std::error::Error;
 use std::net::Ipv4Addr;

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::MADE_UP;
 
-/// The reasons in a word or two, fit for everybody's eyes: clients, metrics and the log. (An answer with
-/// an error has its status as a reason: `HTTP 500`.)
+// The reasons in a word or two, fit for everybody's eyes: clients, metrics and the log. (`HTTP 500` and
+// `MADE_UP` are reasons, too.)
+
 pub const TIMED_OUT: &str = "timed out";
-/// Also where the name is not found, as on a machine without internet.
+/// Any other failure of the connection: refused, broken, ended, or the name not found, as without
+/// internet.
 pub const NO_CONNECTION: &str = "connection failed";
 pub const TOO_LARGE: &str = "too large";
 pub const NOT_JSON: &str = "not JSON";

@@ -15,7 +15,7 @@ use ureq::http::Uri;
 pub const PRICE_SOURCE: &str = "X-Price-Source";
 pub const MADE_UP: &str = "demo (made up)";
 
-/// After so many intervals without an update the price is stale.
+/// Prices are stale when the source was not heard for so many intervals.
 pub const STALE_AFTER: u32 = 3;
 
 /// What makes up a source.

@@ -75,10 +75,15 @@ impl OriginStream {
     fn read_head(&mut self) -> Result<(), FetchError> {
         let status = self.read_line()?;
         let mut content_type = String::new();
-        for _ in 0..MAX_HEADERS {
+        let mut headers = 0;
+        loop {
             let line = self.read_line()?;
             if line.is_empty() {
                 break;
+            }
+            headers += 1;
+            if headers > MAX_HEADERS {
+                return Err(FetchError::new(TOO_LARGE, "the head of the stream has no end"));
             }
             let (name, value) = line.split_once(':').unwrap_or_default();
             if name.eq_ignore_ascii_case(PRICE_SOURCE) {

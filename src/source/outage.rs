@@ -17,6 +17,8 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// How the source fares, as the feed and the log are told.
 pub struct Outages {
     name: &'static str,
+    /// Whether made-up prices may help somebody who has no internet.
+    may_try_demo: bool,
     interval: Duration,
     feed: Arc<Feed>,
     /// `None` while all is well.
@@ -38,7 +40,8 @@ impl Outage {
 
 impl Outages {
     pub fn new(source: &Source, interval: Duration, feed: Arc<Feed>) -> Outages {
-        Outages { name: source.name, interval, feed, current: None }
+        let may_try_demo = !source.made_up && !source.is_origin;
+        Outages { name: source.name, may_try_demo, interval, feed, current: None }
     }
 
     /// The source was heard: prices count as fresh for `patience` from now. Ends an outage.
@@ -53,14 +56,13 @@ impl Outages {
         self.feed.source_is_well(patience);
     }
 
-    /// The source has failed. Returns how long to leave it alone; `None`: ask at the next
-    /// tick.
+    /// The source has failed. Returns how long to leave it alone; `None` is until the next tick.
     pub fn source_fails(&mut self, error: &FetchError) -> Option<Duration> {
         METRICS.fetches.inc(&[&error.reason]);
         let FetchError { reason, detail, retry_after } = error;
         self.feed.source_fails(reason, self.interval * STALE_AFTER);
         if self.current.is_none() {
-            let is_offline = reason == NO_CONNECTION;
+            let is_offline = reason == NO_CONNECTION && self.may_try_demo;
             let hint = if is_offline { "; without internet, --source demo works" } else { "" };
             log::warn!("no price from {}: {reason} ({detail}){hint}", self.name);
         }

@@ -11,8 +11,9 @@ use super::{STALE_AFTER, Source};
 use crate::feed::{Feed, Publisher, Update};
 use crate::system::{METRICS, Shutdown};
 
-/// How much of the interval an answer may take, and how long at most.
-const TIMEOUT: f64 = 0.8;
+/// How much of the interval an answer may take.
+const TIMEOUT_SHARE: f64 = 0.8;
+/// But never longer than this.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Poller {
@@ -31,7 +32,7 @@ impl Poller {
         publisher: Publisher,
     ) -> Poller {
         let outages = Outages::new(&source, interval, feed.clone());
-        let timeout = interval.mul_f64(TIMEOUT).min(LONGEST_TIMEOUT);
+        let timeout = interval.mul_f64(TIMEOUT_SHARE).min(LONGEST_TIMEOUT);
         let fetcher = Fetcher::new(source, timeout);
         Poller { fetcher, outages, feed, publisher, interval }
     }
@@ -53,7 +54,7 @@ impl Poller {
         let price = match self.fetcher.fetch() {
             Ok(price) => price,
             Err(error) => {
-                // There is time for a disk that has failed.
+                // No update is waiting, so the journal may take its time.
                 self.publisher.settle();
                 return self.outages.source_fails(&error);
             }

@@ -19,9 +19,8 @@ pub fn open_standard_streams() {
     }
 }
 
-/// Makes writing to a pipe that nobody reads an error rather than the end, as std's own start does,
-/// and writing beyond the limit of a file's size (`ulimit -f`) too.
-/// The threads inherit it.
+/// Makes writing to a pipe that nobody reads an error rather than the end, as std's own start does, and
+/// writing beyond the limit of a file's size (`ulimit -f`) too. The threads inherit it.
 pub fn survive_broken_pipes() {
     for signal in [Signal::SIGPIPE, Signal::SIGXFSZ] {
         // It fails only for an unknown argument.
@@ -36,7 +35,7 @@ pub fn survive_broken_pipes() {
 pub fn wake_in_batches() {
     // SAFETY: it reads `priority` while it runs and touches no other memory of ours. 0 is this thread.
     // Where it is refused everything works, only slower.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
         let priority = nix::libc::sched_param { sched_priority: 0 };
         nix::libc::sched_setscheduler(0, nix::libc::SCHED_BATCH, &priority)

@@ -1,5 +1,5 @@
-//! What this machine allows: descriptors, threads and memory, and from them the number of connections.
-//! Read and set once, at the start, by `main`.
+//! What this machine allows: descriptors, threads and the memory of a control group, and from them the
+//! number of connections. Read and set once, at the start, by `main`.
 //!
 //! A connection is one descriptor and one thread, from its first byte to its last.
 
@@ -72,30 +72,30 @@ fn bounds() -> Vec<Bound> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((256, 256));
     let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     let descriptors = if raised.is_ok() { hard } else { soft };
-    // Of its own: standard streams, listener, source, journal, name look-ups, log.
-    let mut bounds = vec![Bound { name: "ulimit -Hn", value: descriptors, own: 32, each: 1 }];
-    #[cfg(target_os = "linux")]
-    if let Ok((processes, _)) = getrlimit(Resource::RLIMIT_NPROC) {
-        bounds.push(Bound { name: "ulimit -u", value: processes, own: 64, each: 1 });
-    }
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let (mut tasks, mut memory) = (None, None);
     if let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::")) {
         tasks = lowest_of_group(Path::new(CGROUPS), group, "pids.max");
         memory = lowest_of_group(Path::new(CGROUPS), group, "memory.max");
     }
-    for (name, value, own, each) in [
-        // A thread has a stack and its guard.
-        ("vm.max_map_count", number("/proc/sys/vm/max_map_count"), 2_048, 2),
-        ("kernel.pid_max", number("/proc/sys/kernel/pid_max"), 64, 1),
-        ("kernel.threads-max", number("/proc/sys/kernel/threads-max"), 64, 1),
-        ("pids.max of the control group", tasks, 64, 1),
-        ("memory.max of the control group", memory, OWN_BYTES, BYTES_PER_CONNECTION),
-    ] {
+    let mut bounds = Vec::new();
+    let mut add = |name, value: Option<u64>, own, each| {
         if let Some(value) = value {
             bounds.push(Bound { name, value, own, each });
         }
+    };
+    // Of its own: standard streams, listener, source, journal, name look-ups, log.
+    add("ulimit -Hn", Some(descriptors), 32, 1);
+    #[cfg(target_os = "linux")]
+    if let Ok((processes, _)) = getrlimit(Resource::RLIMIT_NPROC) {
+        add("ulimit -u", Some(processes), 64, 1);
     }
+    // A thread has a stack and its guard.
+    add("vm.max_map_count", number("/proc/sys/vm/max_map_count"), 2_048, 2);
+    add("kernel.pid_max", number("/proc/sys/kernel/pid_max"), 64, 1);
+    add("kernel.threads-max", number("/proc/sys/kernel/threads-max"), 64, 1);
+    add("pids.max of the control group", tasks, 64, 1);
+    add("memory.max of the control group", memory, OWN_BYTES, BYTES_PER_CONNECTION);
     bounds
 }
 
@@ -108,8 +108,16 @@ fn number(path: impl AsRef<Path>) -> Option<u64> {
 /// The lowest of the limits of a control group and its ancestors: each of them holds.
 fn lowest_of_group(root: &Path, group: &str, file: &str) -> Option<u64> {
     let own = root.join(group.trim_start_matches('/'));
-    let groups = own.ancestors().take_while(|folder| folder.starts_with(root));
-    groups.filter_map(|folder| number(folder.join(file))).min()
+    let mut lowest = None;
+    for folder in own.ancestors() {
+        if !folder.starts_with(root) {
+            break;
+        }
+        if let Some(limit) = number(folder.join(file)) {
+            lowest = Some(limit.min(lowest.unwrap_or(limit)));
+        }
+    }
+    lowest
 }
 
 #[cfg(test)]

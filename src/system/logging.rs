@@ -17,7 +17,7 @@ pub fn start() {
 /// Logs a fault that may come by the thousand, one line in ten seconds.
 #[derive(Default)]
 pub struct RateLimitedLog {
-    /// When the last line was logged. Held for a look at it.
+    /// When the last line was logged. Held to compare and to set it.
     last: Mutex<Option<Instant>>,
 }
 

@@ -1,6 +1,6 @@
-//! Threads: how the lasting ones are started, stopped and waited for.
-//! Stopping is a channel that closes. That all have ended is told by another, which closes when the
-//! last thread has let go of its end.
+//! Threads: how the lasting ones are started, stopped and waited for. Stopping is a channel that
+//! closes. That all have ended is told by another, which closes when the last thread has let go of its
+//! end.
 
 use std::convert::Infallible;
 use std::io;
@@ -30,7 +30,7 @@ impl Shutdown {
 
 /// The threads that run as long as the service does. Owned by `main`, which joins them.
 pub struct Threads {
-    /// Brings a word at SIGINT or SIGTERM.
+    /// Brings a word at SIGINT, SIGTERM or SIGHUP.
     signals: Receiver<()>,
     /// `None` when the shutdown has begun.
     open: Option<Sender<Infallible>>,
@@ -42,7 +42,7 @@ pub struct Threads {
     ended: Receiver<&'static str>,
 }
 
-/// Tells that a thread has ended, be it by a panic.
+/// Tells that a thread has ended, even by a panic.
 struct ExitGuard {
     name: &'static str,
     running: Sender<&'static str>,
