@@ -22,7 +22,7 @@ const KEY_VARIABLE: &str = "COINDESK_API_KEY";
 ///
 /// Try it: btc-ticker --source demo, then open http://127.0.0.1:8080 or
 /// curl -N http://127.0.0.1:8080/stream
-#[derive(Parser, Debug)]
+#[derive(Parser)]
 #[command(version, verbatim_doc_comment, args_override_self = true)]
 pub struct Config {
     /// Address and port to serve; port 0 takes a free one
@@ -71,7 +71,7 @@ pub struct Config {
     pub check_health: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Preset {
     Auto,
     Coindesk,
@@ -81,7 +81,7 @@ enum Preset {
 }
 
 impl Config {
-    /// Reads and checks. What makes no sense ends the process (2), with a line on what would.
+    /// Reads and checks. Where a value makes no sense it says what would, and ends the process with 2.
     pub fn read() -> Config {
         let command = Config::command().mut_args(without_empty_variable);
         let parsed = command.clone().try_get_matches();
@@ -155,7 +155,7 @@ fn exit(command: &Command, error: &clap::Error) -> ! {
     let _ = error.print();
     if let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidValue) {
         for variable in command.get_arguments().filter_map(Arg::get_env) {
-            if env::var_os(variable).is_some_and(|value| value == **wrong) {
+            if env::var(variable).as_ref() == Ok(wrong) {
                 let name = variable.display();
                 let _ = writeln!(io::stderr(), "The environment variable {name} has this value.");
             }

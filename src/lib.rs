@@ -13,7 +13,9 @@
 //! `poller`, `janitor`, `heartbeat` and `accept` are one thread each, `connection` is one for each
 //! client. A client takes its backlog and a channel for what follows in one step, during which nothing
 //! is published. The channel is bounded: it ends when it is full, when its client leaves, or when the
-//! service does. The lasting threads end when the shutdown channel closes, streams when the feed does.
+//! service does. A client whose channel was full subscribes again, from its last update. The lasting
+//! threads end when the shutdown channel closes; `main` wakes those that wait for a socket. Streams end
+//! when the feed does, and for other connections nobody waits.
 //!
 //! The machine, in the order in which a price travels through it:
 //!

@@ -655,6 +655,8 @@ fn a_disk_that_cannot_be_written_does_not_keep_it_from_starting() {
     let error = refused(&folder.join("foreign"));
     assert!(error.contains("first line"), "{error}");
     let source = Source::start();
+    // Also where there has never been a file.
+    start("127.0.0.1:0", &source, &folder.join("new"), &[]).stream("/stream").update();
     let server = start("127.0.0.1:0", &source, &journal, &[]);
     let mut stream = server.stream("/stream?since=0");
     assert_eq!(stream.update().id, Some(now - 1_000), "what could be read");

@@ -3,7 +3,7 @@
 use crate::system::{latest_plausible, parse_duration, unix_millis};
 
 /// The point in the history from which a client wants updates.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cursor {
     /// The latest update, then what comes.
     Latest,
@@ -40,8 +40,9 @@ fn read(text: &str, now: u64) -> Option<u64> {
     }
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         // Before 1970 there is nothing.
-        return Some(time.as_millisecond().max(1).unsigned_abs());
+        return Some(time.as_millisecond().max(1) as u64);
     }
+    // "5m" and "-5m" are both five minutes ago.
     let ago = parse_duration(text)?.unsigned_abs();
     Some(now.saturating_sub(ago.as_millis() as u64).max(1))
 }

@@ -12,7 +12,7 @@ use crate::system::unix_millis;
 
 /// A backlog up to this long is joined for the client; a longer one is cut out of what all share.
 const SMALL_BACKLOG: usize = 64;
-/// The newest update stays though it has expired. So often it is looked whether a newer one lets it go.
+/// The newest update stays though it has expired, until there is a newer one: how often to look for that.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub struct History {
@@ -54,8 +54,9 @@ pub struct Backlog {
     /// A cursor below this has missed something. `None` where the first update decides.
     pub complete_since: Option<u64>,
     pub updates: usize,
-    /// Where a client that has written all of this goes on: nothing up to this is for it.
-    pub position: Cursor,
+    /// The timestamp of the last of them; of the newest update where there are none; 0 where there is none
+    /// at all. A client that has written all of this goes on from it.
+    pub last: u64,
     joined: Arc<str>,
     range: Range<usize>,
 }
@@ -190,16 +191,8 @@ impl History {
         };
         let end = start.saturating_add(limit).min(count);
         let last = match self.updates.range(..end).next_back() {
-            Some(last) => Cursor::After(last.update.timestamp),
-            None => Cursor::After(0),
-        };
-        // A replica may be behind another one, from which a client comes. What that has had is still to
-        // come here, and not for it. (A time that is not here yet is that of a clock which was ahead.)
-        let is_replica = !self.makes_updates;
-        let position = if is_replica && from > last && from <= Cursor::After(unix_millis()) {
-            from
-        } else {
-            last
+            Some(last) => last.update.timestamp,
+            None => 0,
         };
         let updates = end - start;
         let joined;
@@ -211,7 +204,7 @@ impl History {
             joined = self.joined.get_or_insert_with(|| join(self.updates.iter())).clone();
             range = self.offset(start, &joined)..self.offset(end, &joined);
         }
-        Backlog { gap, complete_since: self.complete_since, updates, position, joined, range }
+        Backlog { gap, complete_since: self.complete_since, updates, last, joined, range }
     }
 
     /// The event for a client whose cursor is `since`, where something between that and the update with

@@ -65,8 +65,8 @@ struct Header {
 impl Journal {
     /// Opens the file, which may be new, and gives the history what is in it. The error is what the
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
-    /// refuse each other. A disk that fails is no error: the service starts with what it can read, and
-    /// the file is written anew when it can be.
+    /// refuse each other. A disk that fails is no error: the service starts with what it can read. The
+    /// rest is given up: the file is emptied, and written anew when it can be.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             return Err(format!("--journal {}: this is no file; {ADVICE}", path.display()));
@@ -97,10 +97,12 @@ impl Journal {
 
     /// Takes the lock, gives the history what is in the file, and writes that anew.
     fn recover(&mut self, history: &mut History) -> io::Result<()> {
-        let locked = match self.lock() {
-            Err(error) if is_mistake(&error) => return Err(error),
-            locked => locked,
-        };
+        let locked = self.lock();
+        if let Err(error) = &locked
+            && is_mistake(error)
+        {
+            return locked;
+        }
         // A disk that cannot be written may still be read.
         let read = self.read(history);
         if locked.is_err() || read.is_err() {
@@ -134,7 +136,12 @@ impl Journal {
 
     /// Gives the history what is in the file.
     fn read(&mut self, history: &mut History) -> io::Result<()> {
-        let mut reader = BufReader::new(File::open(&self.path)?);
+        let file = match File::open(&self.path) {
+            // The disk has not even taken an empty one.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            file => file?,
+        };
+        let mut reader = BufReader::new(file);
         let mut line = Vec::new();
         if !read_line(&mut reader, &mut line)? {
             return Ok(()); // It is empty: new, or emptied after an error.

@@ -208,7 +208,7 @@ impl Feed {
     }
 
     fn wake(&self, wake: Wake) {
-        // Where one is waiting already it is enough: it looks then, and who finds no place comes again.
+        // Where one is waiting already, it wakes anyway; and a client that finds no place comes again.
         let _ = self.wake_heartbeat.try_send(wake);
     }
 
@@ -432,21 +432,6 @@ mod tests {
         assert_eq!(ask(&feed, Cursor::After(0)), (vec![400, 2_000], None));
         assert_eq!(ask(&feed, Cursor::After(400)), (vec![2_000], None));
         assert_eq!(ask(&feed, Cursor::After(399)), (vec![400, 2_000], gap(399, Some(400))));
-    }
-
-    #[test]
-    fn a_replica_that_is_behind_knows_what_a_client_has_had() {
-        let now = unix_millis();
-        let replica = empty_feed(None, HOUR * 1_000_000, 10);
-        replica.publish(update(2_000));
-        let position = |feed: &Feed, from| feed.backlog(from, usize::MAX).position;
-        for (from, expected) in [(1_000, 2_000), (2_000, 2_000), (3_000, 3_000), (2 * now, 2_000)] {
-            assert_eq!(position(&replica, Cursor::After(from)), Cursor::After(expected));
-        }
-        assert_eq!(position(&replica, Cursor::Latest), Cursor::After(2_000));
-        // Who makes updates is behind nobody.
-        let origin = feed_with(&[2_000], 10);
-        assert_eq!(position(&origin, Cursor::After(3_000)), Cursor::After(2_000));
     }
 
     #[test]

@@ -16,8 +16,8 @@ impl Publisher {
         Publisher { feed, journal }
     }
 
-    /// Publishes an update, whose timestamp is above that of the last. Waits for the disk, where
-    /// there is a journal, and for nothing else.
+    /// Publishes an update, whose timestamp is above that of the last. Waits for the disk, where there is
+    /// a journal, and for the locks of the feed; never for a client.
     pub fn publish(&mut self, update: Update) {
         if let Some(journal) = &mut self.journal {
             journal.append(update, &self.feed);

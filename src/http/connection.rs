@@ -26,7 +26,7 @@ enum Next {
     Stream(StreamStart),
     /// It has had its last answer.
     Close,
-    /// The client has closed it.
+    /// The client has closed it, or has been idle for too long.
     Gone,
 }
 

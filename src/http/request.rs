@@ -160,7 +160,7 @@ fn parse(bytes: &[u8]) -> Parsed {
         Ok(Status::Complete(end)) => end,
         Ok(Status::Partial) => return Parsed::Incomplete,
         Err(Error::TooManyHeaders) => return Parsed::Refused(TOO_LONG),
-        Err(Error::Version) if has_other_version(bytes) => return Parsed::Refused(VERSION),
+        Err(Error::Version) if ends_in_version(bytes) => return Parsed::Refused(VERSION),
         Err(_) => return Parsed::Refused(MALFORMED),
     };
     match read_head(&head) {
@@ -170,7 +170,7 @@ fn parse(bytes: &[u8]) -> Parsed {
 }
 
 /// Whether the first line ends in a version of HTTP as it is written, such as HTTP/2.0.
-fn has_other_version(bytes: &[u8]) -> bool {
+fn ends_in_version(bytes: &[u8]) -> bool {
     let text = bytes.trim_ascii_start();
     let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let words: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b' ').collect();

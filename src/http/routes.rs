@@ -13,14 +13,14 @@ use super::response::Response;
 use super::stream::{self, Stream};
 use crate::feed::{Cursor, Feed};
 use crate::source::{MADE_UP, PRICE_SOURCE, Source};
-use crate::system::{Limits, METRICS, Permit, Semaphore};
+use crate::system::{Limits, METRICS, Permit, Semaphore, unix_millis};
 
 const NOT_FOUND: &str = "there is /, /stream, /price, /history, /healthz, /metrics";
 const METHODS: &str = "GET, HEAD, OPTIONS";
 /// What the metrics call all paths that are not there: anybody can make up others.
 pub const UNKNOWN_PATH: &str = "other";
 /// How many updates `/history` answers at most.
-const MOST_UPDATES: usize = 100_000;
+const MOST_ANSWERED: usize = 100_000;
 
 /// What the answers are made of. Made once, by `main`.
 pub struct Routes {
@@ -44,9 +44,11 @@ pub enum Answer {
     Stream(StreamStart),
 }
 
-/// From where on a client wants the stream, and its permit.
+/// From where on a client wants the stream, the timestamp of the last update that it has had elsewhere (or
+/// 0), and its permit.
 pub struct StreamStart {
     from: Cursor,
+    had: u64,
     permit: Permit,
 }
 
@@ -112,7 +114,7 @@ impl Routes {
 
     /// Streams to a client until one side ends it.
     pub fn stream(&self, socket: &TcpStream, start: StreamStart) {
-        let stream = Stream { socket, position: start.from };
+        let stream = Stream { socket, position: start.from, had: start.had };
         let reason = stream.run(&self.feed, &self.stream_head);
         METRICS.streams_ended.inc(&[&reason]);
         drop(start.permit);
@@ -125,8 +127,7 @@ impl Routes {
             Err(message) => return Response::error(400, &message).into(),
         };
         if self.has_no_past_yet() {
-            // It is about to get the past of its origin, of which a client that is here would be told as
-            // of a gap, or as if it were new.
+            // Its first update is the oldest one of its origin's past: nothing to begin with.
             return no_price_yet().into();
         }
         if request.method == Method::Head {
@@ -138,7 +139,12 @@ impl Routes {
             return Response::unavailable("the service is full; come back later").into();
         };
         METRICS.clients_accepted.inc();
-        Answer::Stream(StreamStart { from, permit })
+        let had = match from {
+            // That of the future is an id by a clock that was ahead, and is not waited for.
+            Cursor::After(id) if request.last_event_id.is_some() && id <= unix_millis() => id,
+            _ => 0,
+        };
+        Answer::Stream(StreamStart { from, had, permit })
     }
 
     fn price(&self) -> Response {
@@ -150,11 +156,11 @@ impl Routes {
 
     fn history(&self, request: &Request) -> Response {
         let limit = match parameter(request, "limit") {
-            None => MOST_UPDATES,
+            None => MOST_ANSWERED,
             Some(text) => match text.parse() {
-                Ok(limit @ 1..=MOST_UPDATES) => limit,
+                Ok(limit @ 1..=MOST_ANSWERED) => limit,
                 _ => {
-                    let form = format!("limit is a number from 1 to {MOST_UPDATES}");
+                    let form = format!("limit is a number from 1 to {MOST_ANSWERED}");
                     return Response::error(400, &form);
                 }
             },
@@ -175,7 +181,7 @@ impl Routes {
         response.header("Access-Control-Expose-Headers", "X-Gap")
     }
 
-    /// Whether this is a replica that has not heard its origin.
+    /// Whether this is a replica without any update.
     fn has_no_past_yet(&self) -> bool {
         self.is_replica && self.feed.snapshot().latest.is_none()
     }

@@ -93,7 +93,8 @@ impl Server {
         let (served, routes) = (socket.clone(), self.routes.clone());
         let serve = move || {
             connection::serve(&served, &routes);
-            // First the descriptor, then the permit: there is one for each connection.
+            // First the descriptor, then the permit: there is one for each connection, but for the one that
+            // `admit` has in its hands.
             drop(served);
             drop(permit);
         };

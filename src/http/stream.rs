@@ -36,6 +36,9 @@ pub struct Stream<'a> {
     pub socket: &'a TcpStream,
     /// The last update that was written, or what the client asked for.
     pub position: Cursor,
+    /// The timestamp of the last update that the client has had elsewhere, or 0. A replica that is behind is
+    /// still to get it.
+    pub had: u64,
 }
 
 impl Stream<'_> {
@@ -55,7 +58,7 @@ impl Stream<'_> {
     /// Ends when the feed has closed, or when the client fails. A client that fell behind subscribes
     /// again, from the last update that was written to it, just as if it had gone and come back.
     fn stream(&mut self, feed: &Arc<Feed>, head: &Response) -> io::Result<()> {
-        let mut opening = opening(head)?;
+        let mut opening = first_bytes(head)?;
         loop {
             let Some(subscription) = feed.subscribe(self.position) else { return Ok(()) };
             let Subscription { status, backlog, channel } = subscription;
@@ -84,7 +87,7 @@ impl Stream<'_> {
         }
         self.socket.write_all(&bytes)?;
         self.socket.write_all(backlog.wire().as_bytes())?;
-        self.position = backlog.position;
+        self.position = Cursor::After(backlog.last.max(self.had));
         METRICS.updates_replayed.add(backlog.updates as u64);
         Ok(())
     }
@@ -108,22 +111,20 @@ impl Stream<'_> {
         let Some(update) = event.update else {
             return self.socket.write_all(event.wire.as_bytes());
         };
-        let position = Cursor::After(update.timestamp);
-        if position <= self.position {
-            // This client has had it elsewhere.
+        if update.timestamp <= self.had {
             return Ok(());
         }
         self.socket.write_all(event.wire.as_bytes())?;
-        self.position = position;
+        self.position = Cursor::After(update.timestamp);
         METRICS.updates_delivered.inc();
         Ok(())
     }
 }
 
 /// The head of the response, and how long a client is to wait before it comes back.
-// Not inlined either.
+// Not inlined, so that its frame is not a part of every client's stack.
 #[inline(never)]
-fn opening(head: &Response) -> io::Result<Vec<u8>> {
+fn first_bytes(head: &Response) -> io::Result<Vec<u8>> {
     let retry = SHORTEST_RETRY_MS + random() * (LONGEST_RETRY_MS - SHORTEST_RETRY_MS);
     // More than 1 KiB, or the allocator would keep it for this thread.
     let mut bytes = Vec::with_capacity(1280);

@@ -12,6 +12,8 @@ pub const TIMED_OUT: &str = "timed out";
 /// Any other failure of the connection: refused, broken, ended, or the name not found, as without
 /// internet.
 pub const NO_CONNECTION: &str = "connection failed";
+/// Any other failure of a request: TLS, redirects, a key that cannot be sent.
+pub const REQUEST_FAILED: &str = "request failed";
 pub const TOO_LARGE: &str = "too large";
 pub const NOT_JSON: &str = "not JSON";
 pub const NO_PRICE: &str = "no price";
@@ -59,7 +61,9 @@ impl From<ureq::Error> for FetchError {
             ureq::Error::Io(io) if io.kind() == ErrorKind::TimedOut => TIMED_OUT,
             ureq::Error::Timeout(_) => TIMED_OUT,
             ureq::Error::BodyExceedsLimit(_) => TOO_LARGE,
-            _ => NO_CONNECTION,
+            ureq::Error::Io(_) | ureq::Error::HostNotFound => NO_CONNECTION,
+            ureq::Error::ConnectionFailed => NO_CONNECTION,
+            _ => REQUEST_FAILED,
         };
         FetchError::new(reason, error.to_string())
     }

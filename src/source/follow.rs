@@ -1,7 +1,7 @@
 //! The follower: in a replica, the thread that reads the stream of the origin, as any client does, and
 //! publishes what it brings, with the timestamps that it has. So all replicas have the same updates.
-//! Owns the publisher, and so the journal; shares the feed, and with `main` the connection, which that
-//! closes when the service ends.
+//! Owns the publisher, and so the journal. Shares the feed, and the connection with `main`, which closes
+//! it at the end.
 
 use std::net::{Shutdown as Half, TcpStream};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use ureq::http::Uri;
 use super::Source;
 use super::error::{FetchError, NOT_A_PRICE, NOT_NEW};
 use super::origin::{self, Message, OriginStream, Status};
-use super::outage::Outages;
+use super::outage::{LONGEST_PAUSE, Outages};
 use crate::feed::{Feed, Publisher, Update};
 use crate::system::{METRICS, Shutdown, latest_plausible};
 
@@ -37,7 +37,7 @@ pub struct Follower {
     origin_is_stale: bool,
     /// Whether it has said that updates before the next one are gone.
     is_after_gap: bool,
-    /// Whether its last update was refused. Then it is no good sign that it is there.
+    /// Whether its last update was refused. Until one is taken, what it says does not make prices fresh.
     was_refused: bool,
     connection: Arc<Connection>,
 }
@@ -106,6 +106,7 @@ impl Follower {
             }
             if let Err(error) = result {
                 let pause = self.outages.source_fails(&error).unwrap_or(self.interval);
+                let pause = pause.min(LONGEST_PAUSE);
                 shutdown.wait_deadline(Instant::now() + pause);
             }
         }
@@ -141,9 +142,11 @@ impl Follower {
     }
 
     fn take(&mut self, update: Update) -> Result<(), FetchError> {
-        let checked = self.check(update);
-        self.was_refused = checked.is_err();
-        checked?;
+        if let Err(error) = self.check(update) {
+            self.was_refused = true;
+            return Err(error);
+        }
+        self.was_refused = false;
         if update.timestamp > self.last {
             self.publish(update);
         }

@@ -121,6 +121,8 @@ impl OriginStream {
                 "data" => value.clone_into(&mut data),
                 // An empty line is the end of an event.
                 "" if !data.is_empty() => return read_message(&name, &data),
+                // An event without data is none, and its name is not that of the next.
+                "" => name.clear(),
                 // The id is in the data, too.
                 _ => {}
             }

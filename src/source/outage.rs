@@ -10,7 +10,7 @@ use crate::feed::Feed;
 use crate::system::{METRICS, random};
 
 /// The longest pause that we choose ourselves; the interval, where that is longer.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The longest that a source can send us away for: its `Retry-After` may be a mistake.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
@@ -75,8 +75,7 @@ impl Outages {
         }
         if let Some(asked) = retry_after {
             let asked = (*asked).min(LONGEST_RETRY_AFTER).max(self.interval);
-            // `None` is less than any pause.
-            pause = pause.max(Some(asked));
+            pause = Some(pause.unwrap_or_default().max(asked));
         }
         pause
     }
