@@ -559,6 +559,27 @@ fn a_start_on_a_full_disk_is_a_start() {
 }
 
 #[test]
+fn a_folder_that_was_moved_away_and_back_is_not_believed() {
+    let folder = folder("moved-folder");
+    let (here, away) = (folder.join("here"), folder.join("away"));
+    fs::create_dir(&here).unwrap();
+    let journal = here.join("journal");
+    let source = Source::start();
+    let server = start("127.0.0.1:0", &source, &journal, &[]);
+    let mut stream = server.stream("/stream");
+    let first = stream.updates(2).remove(1);
+    fs::rename(&here, &away).unwrap();
+    // What comes now is in no file.
+    let seen = stream.updates(3);
+    server.stop(Signal::SIGKILL);
+    fs::rename(&away, &here).unwrap();
+    let server = start("127.0.0.1:0", &source, &journal, &["--interval", "1s"]);
+    let mut stream = server.stream(&format!("/stream?since={}", first.id.unwrap()));
+    assert_eq!(stream.named("gap")["since"].as_u64(), first.id);
+    assert!(stream.update().id > seen[2].id);
+}
+
+#[test]
 fn a_clean_end_leaves_a_whole_file_and_a_new_start_goes_on() {
     let journal = folder("clean").join("journal");
     let source = Source::start();

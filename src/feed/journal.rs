@@ -226,8 +226,11 @@ impl Journal {
         if Instant::now() < self.next_try {
             return;
         }
-        if let Err(error) = self.rewrite(&feed.backlog(Cursor::After(0), usize::MAX)) {
-            self.log_error(&error);
+        match self.rewrite(&feed.backlog(Cursor::After(0), usize::MAX)) {
+            Ok(()) => {}
+            // The old one goes on.
+            Err(error) if self.file.is_some() => self.log_error(&error),
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -307,9 +310,17 @@ impl Journal {
     /// A restart that finds the file empty begins without a past, and tells it. Even a full disk has room
     /// for that.
     fn empty(&mut self) -> io::Result<()> {
-        self.file = None;
+        let ours = self.file.take();
         self.lock()?;
-        File::create(&self.path)?.sync_data()
+        match (File::create(&self.path), ours) {
+            (Ok(new), _) => new.sync_data(),
+            // It may come back to its place, and would be believed.
+            (Err(_), Some(ours)) => {
+                ours.set_len(0)?;
+                ours.sync_data()
+            }
+            (Err(error), None) => Err(error),
+        }
     }
 
     fn log_error(&mut self, error: &io::Error) {

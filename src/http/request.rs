@@ -198,7 +198,7 @@ fn read_head(head: &httparse::Request) -> Result<Request, Refusal> {
         path: path.to_owned(),
         query: query.to_owned(),
         last_event_id: values(head.headers, "Last-Event-ID").find(|id| !id.is_empty()),
-        keep_alive: if is_old { says("keep-alive") } else { !says("close") },
+        keep_alive: !says("close") && (!is_old || says("keep-alive")),
     })
 }
 
@@ -254,7 +254,7 @@ fn check_framing(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
 /// The values of a header, which may come several times.
 fn values<'a>(headers: &'a [Header], name: &'static str) -> impl Iterator<Item = String> + 'a {
     let named = headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
-    named.map(|header| String::from_utf8_lossy(header.value).trim().to_owned())
+    named.map(|header| String::from_utf8_lossy(header.value).trim_matches([' ', '\t']).to_owned())
 }
 
 /// The words of a header that is a list, in small letters.
@@ -353,6 +353,7 @@ mod tests {
             ("1.1", "Connection: x-closed\r\n", true),
             ("1.0", "", false),
             ("1.0", "Connection: Keep-Alive\r\n", true),
+            ("1.0", "Connection: Keep-Alive, close\r\n", false),
             ("1.0", "Connection: not-keep-alive\r\n", false),
         ] {
             let head = format!("GET / HTTP/{version}\r\nHost: a\r\n{header}\r\n");
@@ -389,6 +390,7 @@ mod tests {
             ("Content-Length: -5", Some(FRAMING)),
             ("Content-Length: 5, 5", Some(FRAMING)),
             ("Content-Length:", Some(FRAMING)),
+            ("Content-Length: \u{3000}0", Some(FRAMING)),
             (chunked, Some(BODY)),
             ("Transfer-Encoding: gzip, Chunked", Some(BODY)),
             ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked", Some(BODY)),

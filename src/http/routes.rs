@@ -19,6 +19,8 @@ const NOT_FOUND: &str = "there is /, /stream, /price, /history, /healthz, /metri
 const METHODS: &str = "GET, HEAD, OPTIONS";
 /// What the metrics call all paths that are not there: anybody can make up others.
 pub const UNKNOWN_PATH: &str = "other";
+/// Clocks of an origin and its replicas differ by some seconds (in ms here).
+const MOST_AHEAD: u64 = 60_000;
 /// How many updates `/history` answers at most.
 const MOST_ANSWERED: usize = 100_000;
 
@@ -139,12 +141,19 @@ impl Routes {
             return Response::unavailable("the service is full; come back later").into();
         };
         METRICS.clients_accepted.inc();
-        let had = match from {
-            // That of the future is an id by a clock that was ahead, and is not waited for.
-            Cursor::After(id) if request.last_event_id.is_some() && id <= unix_millis() => id,
-            _ => 0,
-        };
+        let had = self.had_elsewhere(request, from);
         Answer::Stream(StreamStart { from, had, permit })
+    }
+
+    /// The timestamp of the last update that the client has had elsewhere, or 0.
+    fn had_elsewhere(&self, request: &Request, from: Cursor) -> u64 {
+        // Only a replica may be behind another one.
+        let may_be_ahead = self.is_replica && request.last_event_id.is_some();
+        match from {
+            // An id of the future is by a clock that was ahead, and is not waited for.
+            Cursor::After(id) if may_be_ahead && id <= unix_millis() + MOST_AHEAD => id,
+            _ => 0,
+        }
     }
 
     fn price(&self) -> Response {
