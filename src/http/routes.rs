@@ -129,7 +129,8 @@ impl Routes {
             Err(message) => return Response::error(400, &message).into(),
         };
         if self.has_no_past_yet() {
-            // Its first update is the oldest one of its origin's past: nothing to begin with.
+            // A replica begins with the oldest update of its origin. A client that came before that would
+            // be sent all of the past as if it were new.
             return no_price_yet().into();
         }
         if request.method == Method::Head {

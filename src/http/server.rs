@@ -25,7 +25,7 @@ const LISTEN_QUEUE: i32 = 16_384;
 /// client costs no more, nor does one that sends behind its stream, where nothing is read.
 const SEND_BUFFER: usize = 64 * 1024;
 const RECEIVE_BUFFER: usize = 16 * 1024;
-/// The stack of a connection's thread. The deepest it goes is formatting a log line.
+/// The stack of a connection's thread. Only the pages that it touches cost memory.
 const STACK: usize = 128 * 1024;
 /// After `accept` failed, mostly because the system has run out of descriptors. What waits in the queue
 /// is not lost.
@@ -93,8 +93,8 @@ impl Server {
         let (served, routes) = (socket.clone(), self.routes.clone());
         let serve = move || {
             connection::serve(&served, &routes);
-            // First the descriptor, then the permit: there is one for each connection, but for the one that
-            // `admit` has in its hands.
+            // The descriptor goes first, so that no more are open than permits are taken (but for one whose
+            // socket `admit` still holds).
             drop(served);
             drop(permit);
         };

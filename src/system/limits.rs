@@ -8,8 +8,8 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// One connection in so many is kept free of streams, so that a price, health and metrics are
-/// answered while streams are full; where there are few, these.
+/// One connection in `SPARE_SHARE` is kept free of streams, so that a price, health and metrics are
+/// answered while streams are full; at least `LEAST_SPARE` are, but never more than half.
 const SPARE_SHARE: u64 = 32;
 const LEAST_SPARE: u64 = 4;
 /// Memory of the machine for one stream, the kernel's part included, as the benchmark measures it.
@@ -56,7 +56,7 @@ impl Limits {
         if let Some(wanted) = wanted
             && wanted > possible
         {
-            // So many that `wanted` are left without those that are kept free.
+            // The connections of which `wanted` remain when the spare ones are set aside.
             let needed = wanted + (wanted / (SPARE_SHARE - 1) + 1).max(LEAST_SPARE);
             let enough = needed * each + own;
             log::warn!(

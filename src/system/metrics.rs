@@ -107,7 +107,7 @@ impl LabelledCounter {
 pub struct Text(pub String);
 
 impl Text {
-    /// A number that only the moment of asking knows; left out where it is not known either.
+    /// A number that is looked up when somebody asks. Where it is not known only its description is written.
     pub fn gauge(&mut self, name: &str, help: &str, labels: &str, value: Option<impl Display>) {
         self.family(name, "gauge", help);
         if let Some(value) = value {
