@@ -11,7 +11,7 @@ pub enum Cursor {
     After(u64),
 }
 
-/// Numbers below this are seconds: as milliseconds they would be before March 1973.
+/// Numbers below this are seconds: as milliseconds they would be before 3 March 1973.
 const SECONDS_BELOW: u64 = 100_000_000_000;
 
 const FORMS: &str = "write Unix milliseconds (1795426752977), Unix seconds (1795426752), RFC 3339 \

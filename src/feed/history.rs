@@ -21,8 +21,8 @@ pub struct History {
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
-    /// A cursor below this timestamp has missed something that is gone. `None` until the first update,
-    /// which sets it: till then every cursor but 0 may have missed something.
+    /// A cursor below this timestamp has missed something that is gone. `None` where nobody knows,
+    /// until the first update sets it: till then every cursor but 0 may have missed something.
     complete_since: Option<u64>,
     /// Whether the updates are made by this process, rather than by an origin.
     makes_updates: bool,
@@ -36,7 +36,8 @@ struct Entry {
     /// When it was added, by the clock that never steps, and how old it was then.
     added: Instant,
     age_then: Duration,
-    /// Where its wire form begins, counted from the first one of this run of updates.
+    /// Where its wire form begins, counted from the first update since the start or the last gap. It
+    /// stays when older ones are forgotten: only differences count.
     begin: usize,
 }
 
@@ -93,7 +94,7 @@ impl History {
         self.complete_since = complete_since;
     }
 
-    /// Updates before `complete_since` (Unix milliseconds) may be missing.
+    /// A cursor below `complete_since` (Unix milliseconds) may have missed something.
     pub fn mark_gap(&mut self, complete_since: u64) {
         let before = self.complete_since.unwrap_or(0);
         self.complete_since = Some(before.max(complete_since));

@@ -109,7 +109,8 @@ impl Journal {
             // Nobody knows what such a disk has not taken, or not given back.
             history.mark_lost_end();
         }
-        // First what the file is: that of somebody else is not touched.
+        // What `read` says comes first: that the file is somebody else's is a mistake. After the error
+        // of a disk `open` would empty it.
         read?;
         locked?;
         history.expire();
@@ -277,7 +278,7 @@ impl Journal {
         Ok(file)
     }
 
-    /// Whether the file at our path is still the one that we write, and as long as we left it.
+    /// Whether the file at our path is no longer the one that we write, or not as long as we left it.
     fn has_changed_outside(&self) -> bool {
         let Some(file) = &self.file else { return false };
         match (fs::metadata(&self.path), file.metadata()) {
@@ -314,7 +315,8 @@ impl Journal {
         self.lock()?;
         match (File::create(&self.path), ours) {
             (Ok(new), _) => new.sync_data(),
-            // It may come back to its place, and would be believed.
+            // Nothing can be put at the path now. But our file may come back to it (such as in a folder
+            // that was moved), and would be believed.
             (Err(_), Some(ours)) => {
                 ours.set_len(0)?;
                 ours.sync_data()

@@ -1,7 +1,8 @@
 //! The feed: the history of updates, and the subscribers that wait for the next one. Shared by the
 //! poller or the follower (publishes), the janitor (expires), the heartbeat (beats) and every client's
 //! thread (subscribes). This room is about updates: nothing here knows the source (only whether its
-//! prices are made up), nor by which protocol updates leave.
+//! prices are made up), nor a client's connection. Of how updates leave it knows the wire form of an
+//! event.
 
 mod cursor;
 mod event;
@@ -208,7 +209,8 @@ impl Feed {
     }
 
     fn wake(&self, wake: Wake) {
-        // Where one is waiting already, it wakes anyway; and a client that finds no place comes again.
+        // Where one is waiting already, the thread wakes anyway, and then looks whether prices are
+        // stale. A `FindGone` may get lost so: a client that finds no place comes again.
         let _ = self.wake_heartbeat.try_send(wake);
     }
 

@@ -43,8 +43,8 @@ fn serve(server: &Server, shutdown: &Shutdown) {
     let mut price = FIRST_PRICE;
     while !shutdown.is_set() {
         let Ok(request) = server.recv() else {
-            // It was unblocked, or could not accept a connection. Then it accepts no more, and is a
-            // source that fails, like any other.
+            // It was unblocked, and the loop ends. Or it could not accept a connection: it says so once
+            // and accepts no more, a source that fails like any other.
             continue;
         };
         price *= 1.0 + (random() * 2.0 - 1.0) * LARGEST_STEP;

@@ -19,7 +19,8 @@ use crate::system::{METRICS, Shutdown, latest_plausible};
 
 /// An origin that has said nothing for so many heartbeats is gone.
 const QUIET_HEARTBEATS: u32 = 3;
-/// Replicas are behind each other by some milliseconds. Who is behind by more than this has another
+/// Behind one address there may be several replicas, some milliseconds behind each other: after a
+/// reconnect updates may come that are here already. Who is behind by more than this has another
 /// history: such as an origin whose clock was ahead, and which began anew.
 const MOST_BEHIND: u64 = 60_000;
 
@@ -106,6 +107,7 @@ impl Follower {
             }
             if let Err(error) = result {
                 let pause = self.outages.source_fails(&error).unwrap_or(self.interval);
+                // However long the interval is: a stream is not asked at ticks, and need not wait for one.
                 let pause = pause.min(LONGEST_PAUSE);
                 shutdown.wait_deadline(Instant::now() + pause);
             }
@@ -116,7 +118,7 @@ impl Follower {
     fn follow(&mut self, shutdown: &Shutdown) -> Result<(), FetchError> {
         let socket = origin::connect(&self.url, self.patience)?;
         self.connection.set(Some(socket.try_clone()?));
-        // If the shutdown came before this line, `main` found no socket to close.
+        // If the shutdown came before this line, `main` may have found no socket to close.
         if shutdown.is_set() {
             return Ok(());
         }

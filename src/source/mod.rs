@@ -15,7 +15,8 @@ use ureq::http::Uri;
 pub const PRICE_SOURCE: &str = "X-Price-Source";
 pub const MADE_UP: &str = "demo (made up)";
 
-/// Prices are stale when the source was not heard for so many intervals.
+/// Prices are stale when the source was not heard for so many intervals. (In a replica also when the
+/// origin says so; and an origin that is connected may be quiet for longer, see `follow`.)
 pub const STALE_AFTER: u32 = 3;
 
 /// What makes up a source.

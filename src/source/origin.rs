@@ -96,7 +96,7 @@ impl OriginStream {
         let code = status.split(' ').nth(1).unwrap_or_default();
         match code {
             "200" if content_type.starts_with("text/event-stream") => Ok(()),
-            // It is full, or has no price yet; or a proxy finds none that has.
+            // It is full, or has no price yet; or a proxy finds no origin that has a stream for us.
             "502" | "503" | "504" => {
                 Err(FetchError::new(&format!("HTTP {code}"), "the origin has no stream for us now"))
             }
