@@ -678,12 +678,15 @@ fn a_disk_that_cannot_be_written_does_not_keep_it_from_starting() {
     let source = Source::start();
     // Also where there has never been a file.
     start("127.0.0.1:0", &source, &folder.join("new"), &[]).stream("/stream").update();
+    // The next update gives up what stands before the gap.
+    source.say(Say::Nothing);
     let server = start("127.0.0.1:0", &source, &journal, &[]);
     let mut stream = server.stream("/stream?since=0");
     assert_eq!(stream.update().id, Some(now - 1_000), "what could be read");
     // What a disk like this has not taken before, nobody knows.
     let mut late = server.stream(&format!("/stream?since={}", now - 1_000));
     late.named("gap");
+    source.say(Say::Prices);
     let seen = stream_past_gap(&mut stream);
     assert!(server.log().contains("Read-only"), "{}", server.log());
     disk.remount("rw");
