@@ -365,6 +365,9 @@ fn a_page_of_another_origin_may_stream_by_fetch() {
             assert_eq!(answer.header(name), Some(value));
         }
     }
+    // The path is not looked at; who then asks for it is told.
+    assert_eq!(server.ask("OPTIONS /nowhere HTTP/1.1\r\nHost: x\r\n\r\n").status, 204);
+    assert_eq!(server.ask("GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n").status, 404);
 }
 
 #[test]

@@ -61,8 +61,9 @@ impl From<ureq::Error> for FetchError {
             ureq::Error::Io(io) if io.kind() == ErrorKind::TimedOut => TIMED_OUT,
             ureq::Error::Timeout(_) => TIMED_OUT,
             ureq::Error::BodyExceedsLimit(_) => TOO_LARGE,
-            ureq::Error::Io(_) | ureq::Error::HostNotFound => NO_CONNECTION,
-            ureq::Error::ConnectionFailed => NO_CONNECTION,
+            ureq::Error::Io(_) | ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => {
+                NO_CONNECTION
+            }
             _ => REQUEST_FAILED,
         };
         FetchError::new(reason, error.to_string())
