@@ -5,34 +5,30 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{at, select};
 
-use super::{Feed, Wake};
+use super::Feed;
 use crate::system::Shutdown;
 
 /// Writing to a client that has gone fails the second time only. So a full service looks for those who
-/// have gone by two comments, so far apart, and not again for a while.
+/// have gone by two comments, so far apart.
 const SEARCH_PAUSE: Duration = Duration::from_millis(750);
-const SEARCH_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs until shutdown. Streams that have been quiet for `heartbeat` get a comment: proxies keep them
 /// open, and a client that has gone is noticed. One timer for all, because one for each client would
 /// cost as many threads or wake-ups as there are clients.
 pub fn run(feed: &Feed, heartbeat: Duration, shutdown: &Shutdown) {
-    let mut next_search = Instant::now();
     loop {
         if let Some(reason) = feed.tell_if_stale() {
             log::warn!("the price is stale: {reason}");
         }
+        if feed.take_search() {
+            feed.keep_open(Duration::ZERO);
+            shutdown.wait_deadline(Instant::now() + SEARCH_PAUSE);
+            feed.keep_open(Duration::ZERO);
+        }
         feed.keep_open(heartbeat);
         select! {
             recv(shutdown.closed) -> _ => return,
-            recv(feed.wakes) -> wake => {
-                if wake == Ok(Wake::FindGone) && Instant::now() >= next_search {
-                    next_search = Instant::now() + SEARCH_EVERY;
-                    feed.keep_open(Duration::ZERO);
-                    shutdown.wait_deadline(Instant::now() + SEARCH_PAUSE);
-                    feed.keep_open(Duration::ZERO);
-                }
-            }
+            recv(feed.wakes) -> _ => {}
             recv(at(feed.next_deadline(heartbeat))) -> _ => {}
         }
     }

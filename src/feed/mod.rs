@@ -33,6 +33,9 @@ pub use publisher::Publisher;
 /// is memory per client, and because one that lost it finds what it missed in the history.
 const CHANNEL_CAPACITY: usize = 8;
 
+/// However many clients find no place, those who have gone are searched for so often.
+const SEARCH_EVERY: Duration = Duration::from_secs(10);
+
 /// Why there is no price, where nobody knows more.
 const NO_NEW_PRICE: &str = "no new price";
 
@@ -46,21 +49,12 @@ pub struct Feed {
     /// for I/O and never while threads are woken.
     state: Mutex<State>,
     /// Wakes the heartbeat's thread before its time. Never ends: the feed has both ends.
-    wake_heartbeat: Sender<Wake>,
-    wakes: Receiver<Wake>,
+    wake_heartbeat: Sender<()>,
+    wakes: Receiver<()>,
     /// Closes when the feed has closed and the last subscriber has left.
     all_gone: Receiver<Infallible>,
     /// Whether prices are made up: every status says so.
     made_up: bool,
-}
-
-/// Why the heartbeat is woken.
-#[derive(PartialEq)]
-enum Wake {
-    /// Prices will be stale at another time than it waits for.
-    CheckStale,
-    /// A client has found no place.
-    FindGone,
 }
 
 struct State {
@@ -74,6 +68,9 @@ struct State {
     status: Arc<Event>,
     /// When anything was last sent to all.
     last_sent: Instant,
+    /// Whether the heartbeat is to search for those who have gone, and when that may be asked for again.
+    wants_search: bool,
+    next_search: Instant,
     /// Every channel holds a clone of it. Gone when the feed has closed: nobody may subscribe any more.
     open: Option<Sender<Infallible>>,
 }
@@ -132,6 +129,8 @@ impl Feed {
             is_stale: false,
             status: Arc::new(Event::fresh(made_up)),
             last_sent: now,
+            wants_search: false,
+            next_search: now,
             open: Some(open),
         };
         Arc::new(Feed {
@@ -188,7 +187,7 @@ impl Feed {
             state.last_sent = Instant::now();
             drop(state);
             send(&mut subscribers, &status);
-            self.wake(Wake::CheckStale);
+            self.wake();
         }
     }
 
@@ -199,19 +198,31 @@ impl Feed {
         state.stale_at = state.stale_at.min(Instant::now() + patience);
         reason.clone_into(&mut state.reason);
         drop(state);
-        self.wake(Wake::CheckStale);
+        self.wake();
     }
 
-    /// The service is full, so those who have gone are to be found. Called by the thread of a client who
-    /// found no place.
+    /// The service is full, so those who have gone are to be found, unless that was just done. Called by
+    /// the thread of a client who found no place.
     pub fn find_gone(&self) {
-        self.wake(Wake::FindGone);
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if now < state.next_search {
+            return;
+        }
+        state.next_search = now + SEARCH_EVERY;
+        state.wants_search = true;
+        drop(state);
+        self.wake();
     }
 
-    fn wake(&self, wake: Wake) {
-        // Where one is waiting already, the thread wakes anyway, and then looks whether prices are
-        // stale. A `FindGone` may get lost so: a client that finds no place comes again.
-        let _ = self.wake_heartbeat.try_send(wake);
+    /// Whether a search for the gone is wanted; true once for each. Called by the heartbeat.
+    pub fn take_search(&self) -> bool {
+        mem::take(&mut self.state.lock().wants_search)
+    }
+
+    fn wake(&self) {
+        // Where a word is waiting already, it is enough: whoever is woken looks at everything.
+        let _ = self.wake_heartbeat.try_send(());
     }
 
     /// Tells all that prices have become stale, and returns why, where that is so just now. Called by
