@@ -671,13 +671,15 @@ fn a_disk_that_cannot_be_written_does_not_keep_it_from_starting() {
     let now = unix_millis();
     disk.remount("rw");
     fs::write(&journal, header(now - 5_000) + &line(now - 1_000, 5)).unwrap();
+    fs::write(folder.join("journal.btc-ticker-lock"), "").unwrap();
     fs::write(folder.join("foreign"), "hello\n").unwrap();
+    fs::write(folder.join("foreign.btc-ticker-lock"), "").unwrap();
     disk.remount("ro");
     let error = refused(&folder.join("foreign"));
     assert!(error.contains("first line"), "{error}");
+    let error = refused(&folder.join("new"));
+    assert!(error.contains("Read-only") && error.contains("another file"), "{error}");
     let source = Source::start();
-    // Also where there has never been a file.
-    start("127.0.0.1:0", &source, &folder.join("new"), &[]).stream("/stream").update();
     // The next update gives up what stands before the gap.
     source.say(Say::Nothing);
     let server = start("127.0.0.1:0", &source, &journal, &[]);

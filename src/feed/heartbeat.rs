@@ -1,16 +1,12 @@
 //! The heartbeat: a thread that keeps quiet streams open, and tells when prices have stopped coming.
 //! Shares the feed, and waits for nobody else: so clients are told even where the poller hangs.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{at, select};
 
 use super::Feed;
 use crate::system::Shutdown;
-
-/// Writing to a client that has gone fails the second time only. So a full service looks for those who
-/// have gone by two comments, so far apart.
-const SEARCH_PAUSE: Duration = Duration::from_millis(750);
 
 /// Runs until shutdown. Streams that have been quiet for `heartbeat` get a comment: proxies keep them
 /// open, and a client that has gone is noticed. One timer for all, because one for each client would
@@ -19,11 +15,6 @@ pub fn run(feed: &Feed, heartbeat: Duration, shutdown: &Shutdown) {
     loop {
         if let Some(reason) = feed.tell_if_stale() {
             log::warn!("the price is stale: {reason}");
-        }
-        if feed.take_search() {
-            feed.keep_open(Duration::ZERO);
-            shutdown.wait_deadline(Instant::now() + SEARCH_PAUSE);
-            feed.keep_open(Duration::ZERO);
         }
         feed.keep_open(heartbeat);
         select! {

@@ -19,13 +19,10 @@ use serde::{Deserialize, Serialize};
 use super::{Backlog, Cursor, Event, Feed, History, Update};
 use crate::system::{METRICS, RateLimitedLog, latest_plausible, unix_millis};
 
-/// What an operator has to change; any other error is that of a disk, which may pass.
-const MISTAKES: [ErrorKind; 8] = [
+/// Errors that an operator has to mend; any other is that of a disk, and may pass.
+const MISTAKES: [ErrorKind; 5] = [
     ErrorKind::AlreadyExists,
-    ErrorKind::InvalidFilename,
     ErrorKind::InvalidInput,
-    ErrorKind::IsADirectory,
-    ErrorKind::NotADirectory,
     ErrorKind::NotFound,
     ErrorKind::PermissionDenied,
     ErrorKind::ResourceBusy,
@@ -41,8 +38,8 @@ const ADVICE: &str = "name another file, in a folder that exists and in which th
 pub struct Journal {
     path: PathBuf,
     made_up: bool,
-    /// Held for its lock, as long as the process lives. Without it nothing is written.
-    lock: Option<File>,
+    /// Held as long as the process lives, for its lock.
+    _lock: File,
     /// Open for appending, where it has all that was published. Else it has to be written anew.
     file: Option<File>,
     /// How long that file is, and how many updates it has.
@@ -68,16 +65,18 @@ impl Journal {
     /// refuse each other. A disk that fails is no error: the service starts with what it can read. The
     /// rest is given up: the file is emptied, and written anew when it can be.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
+        let refusal = |error| format!("--journal {}: {error}; {ADVICE}", path.display());
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            return Err(format!("--journal {}: this is no file; {ADVICE}", path.display()));
+            return Err(refusal(mistake("this is no file")));
         }
         // There from the beginning, so that a link leads somewhere. Errors show below.
         let _ = OpenOptions::new().append(true).create(true).open(path);
+        // A link stays a link: what it points to is replaced.
+        let path = fs::canonicalize(path).unwrap_or(path.to_owned());
         let mut journal = Journal {
-            // A link stays a link: what it points to is replaced.
-            path: fs::canonicalize(path).unwrap_or(path.to_owned()),
+            _lock: lock(&path).map_err(refusal)?,
+            path,
             made_up,
-            lock: None,
             file: None,
             length: 0,
             updates: 0,
@@ -86,63 +85,33 @@ impl Journal {
         };
         match journal.recover(history) {
             Ok(()) => {}
-            Err(error) if is_mistake(&error) => {
-                return Err(format!("--journal {}: {error}; {ADVICE}", path.display()));
+            Err(error) if MISTAKES.contains(&error.kind()) => return Err(refusal(error)),
+            Err(error) => {
+                journal.log_error(&error);
+                if journal.empty().is_err() {
+                    // Nor could it be when this disk began to fail: nobody knows what the file lacks.
+                    history.mark_lost_end();
+                }
             }
-            Err(error) => journal.fail(&error),
         }
         log::info!("journal: {} updates", history.count());
         Ok(journal)
     }
 
-    /// Takes the lock, gives the history what is in the file, and writes that anew.
+    /// Gives the history what is in the file, and writes that anew.
     fn recover(&mut self, history: &mut History) -> io::Result<()> {
-        let locked = self.lock();
-        if let Err(error) = &locked
-            && is_mistake(error)
-        {
-            return locked;
-        }
-        // A disk that cannot be written may still be read.
-        let read = self.read(history);
-        if locked.is_err() || read.is_err() {
-            // Nobody knows what such a disk has not taken, or not given back.
+        if let Err(error) = self.read(history) {
+            // Nobody knows what the disk has not given back.
             history.mark_lost_end();
+            return Err(error);
         }
-        // What `read` says comes first: that the file is somebody else's is a mistake. After the error
-        // of a disk `open` would empty it.
-        read?;
-        locked?;
         history.expire();
         self.rewrite(&history.backlog(Cursor::After(0), usize::MAX))
     }
 
-    /// Makes sure that no other process has this journal. The lock is on a file beside it, which stays
-    /// where it is while the journal is replaced.
-    fn lock(&mut self) -> io::Result<()> {
-        if self.lock.is_some() {
-            return Ok(());
-        }
-        let path = beside(&self.path, ".btc-ticker-lock");
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        match lock.try_lock() {
-            Ok(()) => {
-                self.lock = Some(lock);
-                Ok(())
-            }
-            Err(TryLockError::WouldBlock) => Err(mistake("another process has it")),
-            Err(TryLockError::Error(error)) => Err(mistake(&format!("it has no locks: {error}"))),
-        }
-    }
-
     /// Gives the history what is in the file.
     fn read(&mut self, history: &mut History) -> io::Result<()> {
-        let file = match File::open(&self.path) {
-            // The disk has not even taken an empty one.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            file => file?,
-        };
-        let mut reader = BufReader::new(file);
+        let mut reader = BufReader::new(File::open(&self.path)?);
         let mut line = Vec::new();
         if !read_line(&mut reader, &mut line)? {
             return Ok(()); // It is empty: new, or emptied after an error.
@@ -237,7 +206,6 @@ impl Journal {
 
     /// Writes a new file beside the old one, and puts it in its place: a crash leaves one of the two.
     fn rewrite(&mut self, all: &Backlog) -> io::Result<()> {
-        self.lock()?;
         let new = beside(&self.path, ".btc-ticker-new");
         let file = match self.put_in_place(&new, all) {
             Ok(file) => file,
@@ -312,7 +280,6 @@ impl Journal {
     /// for that.
     fn empty(&mut self) -> io::Result<()> {
         let ours = self.file.take();
-        self.lock()?;
         match (File::create(&self.path), ours) {
             (Ok(new), _) => new.sync_data(),
             // Nothing can be put at the path now. But our file may come back to it (such as in a folder
@@ -343,9 +310,20 @@ fn mistake(message: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, message)
 }
 
-/// Whether it is for an operator to change.
-fn is_mistake(error: &io::Error) -> bool {
-    MISTAKES.contains(&error.kind())
+/// Makes sure that no other process has this journal. The lock is on a file beside it, which stays where
+/// it is while the journal is replaced.
+fn lock(journal: &Path) -> io::Result<File> {
+    let path = beside(journal, ".btc-ticker-lock");
+    let lock = match OpenOptions::new().append(true).create(true).open(&path) {
+        Ok(lock) => lock,
+        // On a disk that has become read-only it is still there.
+        Err(error) => File::open(&path).map_err(|_| error)?,
+    };
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(mistake("another process has it")),
+        Err(TryLockError::Error(error)) => Err(mistake(&format!("it has no locks: {error}"))),
+    }
 }
 
 /// Reads a line, or as much of it as a line of ours may have. False at the end of the file.

@@ -33,7 +33,11 @@ pub use publisher::Publisher;
 /// is memory per client, and because one that lost it finds what it missed in the history.
 const CHANNEL_CAPACITY: usize = 8;
 
-/// However many clients find no place, those who have gone are searched for so often.
+/// Writing to a client that has gone fails the second time only. So a full service searches for those
+/// who have gone by two comments, so far apart.
+const SEARCH_COMMENTS: u32 = 2;
+const SEARCH_PAUSE: Duration = Duration::from_millis(750);
+/// However many clients find no place, it searches no more often than this.
 const SEARCH_EVERY: Duration = Duration::from_secs(10);
 
 /// Why there is no price, where nobody knows more.
@@ -68,8 +72,9 @@ struct State {
     status: Arc<Event>,
     /// When anything was last sent to all.
     last_sent: Instant,
-    /// Whether the heartbeat is to search for those who have gone, and when that may be asked for again.
-    wants_search: bool,
+    /// The comments that the search for those who have gone still has to send, and when there may be
+    /// another search.
+    search_comments: u32,
     next_search: Instant,
     /// Every channel holds a clone of it. Gone when the feed has closed: nobody may subscribe any more.
     open: Option<Sender<Infallible>>,
@@ -129,7 +134,7 @@ impl Feed {
             is_stale: false,
             status: Arc::new(Event::fresh(made_up)),
             last_sent: now,
-            wants_search: false,
+            search_comments: 0,
             next_search: now,
             open: Some(open),
         };
@@ -210,14 +215,9 @@ impl Feed {
             return;
         }
         state.next_search = now + SEARCH_EVERY;
-        state.wants_search = true;
+        state.search_comments = SEARCH_COMMENTS;
         drop(state);
         self.wake();
-    }
-
-    /// Whether a search for the gone is wanted; true once for each. Called by the heartbeat.
-    pub fn take_search(&self) -> bool {
-        mem::take(&mut self.state.lock().wants_search)
     }
 
     fn wake(&self) {
@@ -244,24 +244,26 @@ impl Feed {
         Some(reason)
     }
 
-    /// Sends all a comment, which says nothing, unless something was sent within `quiet`. Called by the
+    /// Sends all a comment, which says nothing, where streams have been quiet for too long. Called by the
     /// heartbeat.
-    pub fn keep_open(&self, quiet: Duration) {
+    pub fn keep_open(&self, heartbeat: Duration) {
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
-        if state.last_sent.elapsed() >= quiet {
-            state.last_sent = Instant::now();
-            drop(state);
-            send(&mut subscribers, &Arc::new(Event::heartbeat()));
+        if Instant::now() < state.quiet_until(heartbeat) {
+            return;
         }
+        state.search_comments = state.search_comments.saturating_sub(1);
+        state.last_sent = Instant::now();
+        drop(state);
+        send(&mut subscribers, &Arc::new(Event::heartbeat()));
     }
 
-    /// When a stream will have been quiet for `heartbeat`, or prices will be stale, whichever comes
-    /// first. Called by the heartbeat.
+    /// When streams have been quiet for too long, or prices are stale, whichever comes first. Called by
+    /// the heartbeat.
     pub fn next_deadline(&self, heartbeat: Duration) -> Instant {
         let state = self.state.lock();
-        let quiet_at = state.last_sent + heartbeat;
-        if state.is_stale { quiet_at } else { quiet_at.min(state.stale_at) }
+        let quiet_until = state.quiet_until(heartbeat);
+        if state.is_stale { quiet_until } else { quiet_until.min(state.stale_at) }
     }
 
     /// Takes the backlog after `from` and registers a channel for what follows, both while it has the
@@ -319,6 +321,15 @@ impl Feed {
             age: history.age(),
             is_stale: state.is_stale,
         }
+    }
+}
+
+impl State {
+    /// Until when streams may be quiet, where that is `heartbeat` but for a search.
+    fn quiet_until(&self, heartbeat: Duration) -> Instant {
+        let longest =
+            if self.search_comments > 0 { SEARCH_PAUSE.min(heartbeat) } else { heartbeat };
+        self.last_sent + longest
     }
 }
 

@@ -38,8 +38,6 @@ pub struct Follower {
     origin_is_stale: bool,
     /// Whether it has said that updates before the next one are gone.
     is_after_gap: bool,
-    /// Whether its last update was refused. Until one is taken, what it says does not make prices fresh.
-    was_refused: bool,
     connection: Arc<Connection>,
 }
 
@@ -85,7 +83,6 @@ impl Follower {
             last: latest.map_or(0, |update| update.timestamp),
             origin_is_stale: false,
             is_after_gap: false,
-            was_refused: false,
             connection: Arc::default(),
         }
     }
@@ -127,14 +124,14 @@ impl Follower {
         self.is_after_gap = false;
         loop {
             match stream.next()? {
-                Message::Update(update) => self.take(update)?,
+                Message::Update(update) => {
+                    self.take(update)?;
+                    self.origin_is_there();
+                }
+                Message::Comment => self.origin_is_there(),
                 Message::Gap => self.is_after_gap = true,
+                // This alone does not end an outage: the updates after it may be refused again.
                 Message::Status(status) => self.pass_on(&status),
-                Message::Comment => {}
-            }
-            // The origin is there. Whether its prices are stale it says itself.
-            if !self.origin_is_stale && !self.was_refused {
-                self.outages.source_is_well(self.patience);
             }
             if stream.is_drained() {
                 // There is time until more comes.
@@ -144,11 +141,8 @@ impl Follower {
     }
 
     fn take(&mut self, update: Update) -> Result<(), FetchError> {
-        if let Err(error) = self.check(update) {
-            self.was_refused = true;
-            return Err(error);
-        }
-        self.was_refused = false;
+        self.check(update)?;
+        // One that is here already is passed over.
         if update.timestamp > self.last {
             self.publish(update);
         }
@@ -177,6 +171,13 @@ impl Follower {
         self.last = update.timestamp;
         METRICS.fetches.inc(&[&"ok"]);
         self.publisher.publish(update);
+    }
+
+    /// Whether its prices are stale it says itself.
+    fn origin_is_there(&mut self) {
+        if !self.origin_is_stale {
+            self.outages.source_is_well(self.patience);
+        }
     }
 
     fn pass_on(&mut self, status: &Status) {
