@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use btc_ticker::config::Config;
 use btc_ticker::feed::{Feed, History, Journal, Publisher, heartbeat, janitor};
 use btc_ticker::http::{Routes, Server, listen};
-use btc_ticker::source::STALE_AFTER;
-use btc_ticker::source::demo::Demo;
 use btc_ticker::source::follow::Follower;
 use btc_ticker::source::poller::Poller;
+use btc_ticker::source::{STALE_AFTER, demo};
 use btc_ticker::system::{Limits, METRICS, Threads, unix_millis};
 use btc_ticker::system::{health, kernel, logging};
 use crossbeam_channel::RecvTimeoutError;
@@ -71,11 +70,8 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
 
     // Where prices come from.
     let mut source = config.source();
-    let mut demo = None;
     if source.made_up {
-        let endpoint = Demo::start(&mut threads)?;
-        source.url.clone_from(&endpoint.url);
-        demo = Some(endpoint);
+        source.url = demo::start(&mut threads)?;
     }
     let (interval, retention) = (config.interval, config.retention);
     log::info!("btc-ticker {} on http://{address}", env!("CARGO_PKG_VERSION"));
@@ -93,12 +89,12 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let feed = Feed::new(history, source.made_up, interval * STALE_AFTER);
     let publisher = Publisher::new(feed.clone(), journal);
     let routes = Routes::new(feed.clone(), &source, interval, limits);
-    let mut origin = None;
     if source.is_origin {
         let heartbeat = config.heartbeat;
         let follower = Follower::new(&source, interval, heartbeat, feed.clone(), publisher);
-        origin = Some(follower.connection());
+        let origin = follower.connection();
         threads.spawn("follower", move |shutdown| follower.run(shutdown))?;
+        threads.on_shutdown(move || origin.close());
     } else {
         let poller = Poller::new(source, interval, feed.clone(), publisher);
         threads.spawn("poller", move |shutdown| poller.run(shutdown))?;
@@ -112,6 +108,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let server = Server::new(listener, routes);
     let accepting = server.clone();
     threads.spawn("accept", move |shutdown| accepting.accept(shutdown))?;
+    threads.on_shutdown(move || server.stop());
     // Where nobody reads it, the service runs all the same.
     let _ = writeln!(io::stdout(), "listening on http://{address}");
 
@@ -123,13 +120,6 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     }
     threads.shut_down();
     let deadline = Instant::now() + SHUTDOWN_GRACE;
-    server.stop();
-    if let Some(demo) = &demo {
-        demo.stop();
-    }
-    if let Some(origin) = &origin {
-        origin.close();
-    }
     // The channel closes when the last stream has ended.
     let all_left = feed.close().recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected);
     let all_joined = threads.join(deadline);

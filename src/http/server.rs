@@ -75,7 +75,7 @@ impl Server {
         }
     }
 
-    /// Ends `accept`, which may be waiting for a connection. Called by `main`, at the end. Where the
+    /// Ends `accept`, which may be waiting for a connection. Called by `main`, at the shutdown. Where the
     /// system refuses it (macOS), the process ends without that thread.
     pub fn stop(&self) {
         let _ = SockRef::from(&self.listener).shutdown(Half::Both);

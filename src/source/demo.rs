@@ -1,6 +1,6 @@
 //! The demo source: made-up prices for a machine without internet, a random walk behind a small HTTP
 //! endpoint in CoinDesk's shape, so that fetching and parsing are the real ones. Runs on the thread
-//! `demo`; shares the server with `main`, which unblocks it at the end.
+//! `demo`; shares the server with `main`, which unblocks it at the shutdown.
 
 use std::error::Error;
 use std::net::Ipv4Addr;
@@ -15,28 +15,17 @@ const FIRST_PRICE: f64 = 97_000.0;
 /// The price changes by at most so much of itself at a step, up or down.
 const LARGEST_STEP: f64 = 0.0005;
 
-pub struct Demo {
-    pub url: String,
-    server: Arc<Server>,
-}
-
-impl Demo {
-    /// Starts the endpoint on a free port of this machine.
-    pub fn start(threads: &mut Threads) -> Result<Demo, Box<dyn Error>> {
-        let server = match Server::http((Ipv4Addr::LOCALHOST, 0)) {
-            Ok(server) => Arc::new(server),
-            Err(error) => return Err(format!("no demo source: {error}").into()),
-        };
-        let url = format!("http://{}/", server.server_addr());
-        let serving = server.clone();
-        threads.spawn("demo", move |shutdown| serve(&serving, shutdown))?;
-        Ok(Demo { url, server })
-    }
-
-    /// Ends the thread, which may be waiting for a request. Called by `main`, after the shutdown.
-    pub fn stop(&self) {
-        self.server.unblock();
-    }
+/// Starts the endpoint on a free port of this machine, and returns its URL. Called by `main`.
+pub fn start(threads: &mut Threads) -> Result<String, Box<dyn Error>> {
+    let server = match Server::http((Ipv4Addr::LOCALHOST, 0)) {
+        Ok(server) => Arc::new(server),
+        Err(error) => return Err(format!("no demo source: {error}").into()),
+    };
+    let url = format!("http://{}/", server.server_addr());
+    let serving = server.clone();
+    threads.spawn("demo", move |shutdown| serve(&serving, shutdown))?;
+    threads.on_shutdown(move || server.unblock());
+    Ok(url)
 }
 
 fn serve(server: &Server, shutdown: &Shutdown) {

@@ -1,7 +1,7 @@
 //! The follower: in a replica, the thread that reads the stream of the origin, as any client does, and
 //! publishes what it brings, with the timestamps that it has. So all replicas have the same updates.
 //! Owns the publisher, and so the journal. Shares the feed, and the connection with `main`, which closes
-//! it at the end.
+//! it at the shutdown.
 
 use std::net::{Shutdown as Half, TcpStream};
 use std::sync::Arc;
@@ -53,7 +53,7 @@ impl Connection {
         *self.socket.lock() = socket;
     }
 
-    /// Ends the wait of the follower's thread for the origin. Called by `main`, after the shutdown.
+    /// Ends the wait of the follower's thread for the origin. Called by `main`, at the shutdown.
     pub fn close(&self) {
         let socket = self.socket.lock();
         if let Some(socket) = socket.as_ref() {
@@ -87,7 +87,7 @@ impl Follower {
         }
     }
 
-    /// What `main` closes at the end.
+    /// What `main` closes at the shutdown.
     pub fn connection(&self) -> Arc<Connection> {
         self.connection.clone()
     }

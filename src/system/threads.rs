@@ -36,6 +36,8 @@ pub struct Threads {
     open: Option<Sender<Infallible>>,
     shutdown: Shutdown,
     handles: Vec<JoinHandle<()>>,
+    /// Wake the threads that wait for a socket rather than for a channel.
+    wakers: Vec<Box<dyn FnOnce()>>,
     /// Each thread holds a clone of it as long as it runs.
     running: Sender<&'static str>,
     /// Brings the name of a thread that has ended; closes when all have.
@@ -70,6 +72,7 @@ impl Threads {
             open: Some(open),
             shutdown: Shutdown { closed },
             handles: Vec::new(),
+            wakers: Vec::new(),
             running,
             ended,
         })
@@ -102,9 +105,17 @@ impl Threads {
         }
     }
 
-    /// Tells all threads to end, by closing their channel.
+    /// For a thread that may be waiting for a socket when the shutdown begins: what ends that wait.
+    pub fn on_shutdown(&mut self, wake: impl FnOnce() + 'static) {
+        self.wakers.push(Box::new(wake));
+    }
+
+    /// Tells all threads to end: closes their channel, and wakes those that do not wait for it.
     pub fn shut_down(&mut self) {
         self.open = None;
+        for wake in self.wakers.drain(..) {
+            wake();
+        }
     }
 
     /// Joins all threads; false where some have not ended at `deadline`, for which nobody waits.
