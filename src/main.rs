@@ -25,9 +25,10 @@ const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 
 /// std's own `main` would give every thread a signal stack, only to name a thread that overflows its
 /// stack. That is two more memory mappings each: the usual `vm.max_map_count` of 65,530 would be enough
-/// for 15,800 clients instead of 31,700. And where there is no mapping for it the process would abort;
-/// without it, starting a thread fails with an error. So the C library calls us. Elsewhere (musl) std
-/// needs its own start, or it would not know the arguments.
+/// for 15,800 clients instead of 31,700. And where std finds no mapping for a signal stack it aborts the
+/// process; where there is none for the stack itself, starting the thread is an error, which we survive.
+/// So the C library calls us. Elsewhere (musl) std needs its own start, or it would not know the
+/// arguments.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]

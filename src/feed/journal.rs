@@ -282,8 +282,8 @@ impl Journal {
         let ours = self.file.take();
         match (File::create(&self.path), ours) {
             (Ok(new), _) => new.sync_data(),
-            // Nothing can be put at the path now. But our file may come back to it (such as in a folder
-            // that was moved), and would be believed.
+            // Nothing can be put at the path now, because its folder was moved away. When that comes back
+            // our file is there again, and would be believed.
             (Err(_), Some(ours)) => {
                 ours.set_len(0)?;
                 ours.sync_data()

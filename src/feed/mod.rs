@@ -192,6 +192,7 @@ impl Feed {
             state.last_sent = Instant::now();
             drop(state);
             send(&mut subscribers, &status);
+            // While prices were stale it slept without a look at `stale_at`.
             self.wake();
         }
     }
@@ -220,6 +221,7 @@ impl Feed {
         self.wake();
     }
 
+    /// Wakes the heartbeat.
     fn wake(&self) {
         // Where a word is waiting already, it is enough: whoever is woken looks at everything.
         let _ = self.wake_heartbeat.try_send(());

@@ -15,7 +15,7 @@ const MAX_HEADERS: usize = 64;
 /// How long a head may take, from its first byte, however it is sent; and how long a connection may
 /// be idle before that.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// What is read at once. More than 1 KiB, or the allocator would keep it for this thread.
+/// What is read at once. More than 1 KiB, so that the allocator takes it back (see `connection`).
 const CHUNK: usize = 1280;
 
 /// What a client asks for.

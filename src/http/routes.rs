@@ -46,11 +46,11 @@ pub enum Answer {
     Stream(StreamStart),
 }
 
-/// From where on a client wants the stream, the timestamp of the last update that it has had elsewhere (or
-/// 0), and its permit.
+/// What a stream begins with.
 pub struct StreamStart {
     from: Cursor,
-    had: u64,
+    /// See `Stream`.
+    skip_until: u64,
     permit: Permit,
 }
 
@@ -116,7 +116,7 @@ impl Routes {
 
     /// Streams to a client until one side ends it.
     pub fn stream(&self, socket: &TcpStream, start: StreamStart) {
-        let stream = Stream { socket, position: start.from, had: start.had };
+        let stream = Stream { socket, position: start.from, skip_until: start.skip_until };
         let reason = stream.run(&self.feed, &self.stream_head);
         METRICS.streams_ended.inc(&[&reason]);
         drop(start.permit);
@@ -142,16 +142,16 @@ impl Routes {
             return Response::unavailable("the service is full; come back later").into();
         };
         METRICS.clients_accepted.inc();
-        let had = self.had_elsewhere(request, from);
-        Answer::Stream(StreamStart { from, had, permit })
+        let skip_until = self.skip_until(request, from);
+        Answer::Stream(StreamStart { from, skip_until, permit })
     }
 
-    /// The timestamp of the last update that the client has had elsewhere, or 0.
-    fn had_elsewhere(&self, request: &Request, from: Cursor) -> u64 {
-        // Only a replica may be behind another one.
+    /// The timestamp of the last update that a client may have had from another replica, or 0.
+    fn skip_until(&self, request: &Request, from: Cursor) -> u64 {
+        // Only a replica may be behind another one, and only `Last-Event-ID` is always that of an update.
         let may_be_ahead = self.is_replica && request.last_event_id.is_some();
         match from {
-            // An id of the future is by a clock that was ahead, and is not waited for.
+            // One of the future is by a clock that was ahead. Nobody would get a price until then.
             Cursor::After(id) if may_be_ahead && id <= unix_millis() + MOST_AHEAD => id,
             _ => 0,
         }

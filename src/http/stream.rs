@@ -36,9 +36,9 @@ pub struct Stream<'a> {
     pub socket: &'a TcpStream,
     /// The last update that was written, or what the client asked for.
     pub position: Cursor,
-    /// The timestamp of the last update that the client has had elsewhere, or 0. A replica that is behind is
-    /// still to get it.
-    pub had: u64,
+    /// Updates up to this timestamp are not sent: the client has had them from another replica, which was
+    /// ahead of this one. Mostly 0.
+    pub skip_until: u64,
 }
 
 impl Stream<'_> {
@@ -87,7 +87,7 @@ impl Stream<'_> {
         }
         self.socket.write_all(&bytes)?;
         self.socket.write_all(backlog.wire().as_bytes())?;
-        self.position = Cursor::After(backlog.last.max(self.had));
+        self.position = Cursor::After(backlog.last.max(self.skip_until));
         METRICS.updates_replayed.add(backlog.updates as u64);
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Stream<'_> {
         let Some(update) = event.update else {
             return self.socket.write_all(event.wire.as_bytes());
         };
-        if update.timestamp <= self.had {
+        if update.timestamp <= self.skip_until {
             return Ok(());
         }
         self.socket.write_all(event.wire.as_bytes())?;
@@ -126,7 +126,7 @@ impl Stream<'_> {
 #[inline(never)]
 fn first_bytes(head: &Response) -> io::Result<Vec<u8>> {
     let retry = SHORTEST_RETRY_MS + random() * (LONGEST_RETRY_MS - SHORTEST_RETRY_MS);
-    // More than 1 KiB, or the allocator would keep it for this thread.
+    // More than 1 KiB, so that the allocator takes it back (see `connection`).
     let mut bytes = Vec::with_capacity(1280);
     head.write_to(&mut bytes, false)?;
     // No empty line, here as after comments: for some clients it would be an event of its own.

@@ -32,8 +32,9 @@ fn serve(server: &Server, shutdown: &Shutdown) {
     let mut price = FIRST_PRICE;
     while !shutdown.is_set() {
         let Ok(request) = server.recv() else {
-            // It was unblocked, and the loop ends. Or it could not accept a connection: it says so once
-            // and accepts no more, a source that fails like any other.
+            // The shutdown has unblocked it, and the loop ends. Or tiny_http could not accept a
+            // connection: it says so once, and accepts no more. Then the demo is a source that fails, and
+            // this thread waits here until the shutdown.
             continue;
         };
         price *= 1.0 + (random() * 2.0 - 1.0) * LARGEST_STEP;

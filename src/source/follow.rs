@@ -19,9 +19,9 @@ use crate::system::{METRICS, Shutdown, latest_plausible};
 
 /// An origin that has said nothing for so many heartbeats is gone.
 const QUIET_HEARTBEATS: u32 = 3;
-/// Behind one address there may be several replicas, some milliseconds behind each other: after a
-/// reconnect updates may come that are here already. Who is behind by more than this has another
-/// history: such as an origin whose clock was ahead, and which began anew.
+/// An origin that began anew, with a clock that was set back, sends updates that are not after our last
+/// one. They are passed over. But one that is so far before it (in ms) is an error: the clock was far
+/// ahead, and nobody would get a price for as long.
 const MOST_BEHIND: u64 = 60_000;
 
 pub struct Follower {
@@ -142,7 +142,6 @@ impl Follower {
 
     fn take(&mut self, update: Update) -> Result<(), FetchError> {
         self.check(update)?;
-        // One that is here already is passed over.
         if update.timestamp > self.last {
             self.publish(update);
         }
