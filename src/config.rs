@@ -42,7 +42,7 @@ pub struct Config {
     price_at: Option<String>,
 
     /// Another btc-ticker whose stream is followed, instead of a source: this is a replica of it
-    #[arg(long, env = "BTC_TICKER_FOLLOW", value_name = "URL", value_parser = origin)]
+    #[arg(long, env = "BTC_TICKER_FOLLOW", value_name = "URL", value_parser = url)]
     #[arg(conflicts_with_all = ["source", "source_url", "price_at"])]
     follow: Option<String>,
 
@@ -186,27 +186,13 @@ fn duration(text: &str) -> Result<Duration, &'static str> {
 }
 
 fn url(text: &str) -> Result<String, &'static str> {
-    match scheme(text) {
-        Some(scheme) if scheme == "http" || scheme == "https" => Ok(text.to_owned()),
-        _ => Err("write a whole URL, such as https://api.example.com/btc"),
+    const FORM: &str =
+        "write a whole URL, such as http://origin:8080 or https://api.example.com/btc";
+    let uri: Uri = text.parse().map_err(|_| FORM)?;
+    match uri.scheme_str() {
+        Some("http" | "https") if uri.host().is_some() => Ok(text.to_owned()),
+        _ => Err(FORM),
     }
-}
-
-fn origin(text: &str) -> Result<String, &'static str> {
-    match scheme(text) {
-        Some(scheme) if scheme == "http" && !text.contains(['@', '?']) => Ok(text.to_owned()),
-        _ => {
-            Err("write the address of a btc-ticker, such as http://origin:8080 (no https: TLS is \
-            for a proxy in front)")
-        }
-    }
-}
-
-/// The scheme of a whole URL, which has a host.
-fn scheme(text: &str) -> Option<String> {
-    let uri: Uri = text.parse().ok()?;
-    uri.host()?;
-    uri.scheme_str().map(str::to_owned)
 }
 
 fn pointer(text: &str) -> Result<String, &'static str> {

@@ -19,8 +19,8 @@ use crossbeam_channel::RecvTimeoutError;
 
 /// Updates that are kept at most, whatever interval and retention say: some 30 MB.
 const MOST_UPDATES: usize = 100_000;
-/// How long threads may take to end. The process does not wait longer for one that is still waiting
-/// for the source.
+/// How long threads may take to end. The process does not wait longer for one that is still waiting for
+/// the disk, or for the address of the source.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 
 /// std's own `main` would give every thread a signal stack, only to name a thread that overflows its
@@ -93,12 +93,14 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     if source.is_origin {
         let heartbeat = config.heartbeat;
         let follower = Follower::new(&source, interval, heartbeat, feed.clone(), publisher);
-        let origin = follower.connection();
+        let agent = follower.agent();
         threads.spawn("follower", move |shutdown| follower.run(shutdown))?;
-        threads.on_shutdown(move || origin.close());
+        threads.on_shutdown(move || agent.shutdown());
     } else {
         let poller = Poller::new(source, interval, feed.clone(), publisher);
+        let agent = poller.agent();
         threads.spawn("poller", move |shutdown| poller.run(shutdown))?;
+        threads.on_shutdown(move || agent.shutdown());
     }
     let janitor_feed = feed.clone();
     threads.spawn("janitor", move |shutdown| janitor::run(&janitor_feed, shutdown))?;

@@ -1,6 +1,6 @@
 //! Why there is no price: everything that a source can get wrong.
 
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::MADE_UP;
@@ -41,17 +41,6 @@ impl FetchError {
     pub fn made_up() -> FetchError {
         let detail = "the prices of a demo are not passed on as real ones";
         FetchError::new(MADE_UP, detail)
-    }
-}
-
-impl From<io::Error> for FetchError {
-    fn from(error: io::Error) -> FetchError {
-        let reason = match error.kind() {
-            // A read timeout of a socket is called so.
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => TIMED_OUT,
-            _ => NO_CONNECTION,
-        };
-        FetchError::new(reason, error.to_string())
     }
 }
 

@@ -9,7 +9,7 @@ use ureq::Agent;
 use ureq::http::HeaderMap;
 
 use super::error::{FetchError, NO_CONNECTION, NO_PRICE, NOT_A_PRICE, NOT_JSON};
-use super::{PRICE_SOURCE, Source};
+use super::{PRICE_SOURCE, Source, client};
 
 /// A price document has a few KiB; what is longer is something else.
 const MAX_ANSWER: u64 = 64 * 1024;
@@ -19,26 +19,32 @@ const SHOWN: usize = 200;
 /// A source with its connection, which is kept between fetches.
 pub struct Fetcher {
     source: Source,
-    /// For a whole fetch, from the look-up of the name to the last byte.
-    timeout: Duration,
     agent: Agent,
 }
 
 impl Fetcher {
+    /// A whole fetch may take as long as `timeout`, from the look-up of the name to the last byte.
     pub fn new(source: Source, timeout: Duration) -> Fetcher {
-        let agent = agent(&source, timeout);
-        Fetcher { source, timeout, agent }
+        let mut config = client().timeout_global(Some(timeout));
+        if source.made_up {
+            // What this process serves itself is behind no proxy, whatever the environment says.
+            config = config.proxy(None);
+        }
+        Fetcher { source, agent: config.build().into() }
+    }
+
+    /// What `main` shuts down, which ends a fetch at once.
+    pub fn agent(&self) -> Agent {
+        self.agent.clone()
     }
 
     /// Asks for the price once. Waits for the source as long as the timeout allows.
-    pub fn fetch(&mut self) -> Result<f64, FetchError> {
+    pub fn fetch(&self) -> Result<f64, FetchError> {
         // ureq looks a name up on a thread of its own, and panics where the system has no thread for
-        // it. That is a fetch that failed, and no reason to end. The agent, which may be half done
-        // with something, is not used again.
+        // it. That is a fetch that failed, and no reason to end. Nothing is half done by then.
         match catch_unwind(AssertUnwindSafe(|| self.ask())) {
             Ok(answer) => answer,
             Err(_) => {
-                self.agent = agent(&self.source, self.timeout);
                 let detail = "the HTTP client failed; is there no thread for it?";
                 Err(FetchError::new(NO_CONNECTION, detail))
             }
@@ -108,17 +114,4 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("Retry-After")?.to_str().ok()?;
     let seconds = text.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
-}
-
-fn agent(source: &Source, timeout: Duration) -> Agent {
-    let mut config = Agent::config_builder()
-        .timeout_global(Some(timeout))
-        .http_status_as_error(false)
-        .max_redirects(3)
-        .user_agent(concat!("btc-ticker/", env!("CARGO_PKG_VERSION")));
-    if source.made_up {
-        // What this process serves itself is behind no proxy, whatever the environment says.
-        config = config.proxy(None);
-    }
-    config.build().into()
 }

@@ -1,22 +1,21 @@
 //! The follower: in a replica, the thread that reads the stream of the origin, as any client does, and
 //! publishes what it brings, with the timestamps that it has. So all replicas have the same updates.
-//! Owns the publisher, and so the journal. Shares the feed, and the connection with `main`, which closes
-//! it at the shutdown.
+//! Owns the publisher, and so the journal. Shares the feed, and the HTTP client with `main`, which shuts
+//! it down.
 
-use std::net::{Shutdown as Half, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use ureq::http::Uri;
+use ureq::Agent;
 
-use super::Source;
 use super::error::{FetchError, NOT_A_PRICE, NOT_NEW};
-use super::origin::{self, Message, OriginStream, Status};
+use super::origin::{Message, OriginStream, Status};
 use super::outage::{LONGEST_PAUSE, Outages};
+use super::{Source, client};
 use crate::feed::{Feed, Publisher, Update};
 use crate::system::{METRICS, Shutdown, latest_plausible};
 
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An origin that has said nothing for so many heartbeats is gone.
 const QUIET_HEARTBEATS: u32 = 3;
 /// An origin that began anew, with a clock that was set back, sends updates that are not after our last
@@ -25,7 +24,8 @@ const QUIET_HEARTBEATS: u32 = 3;
 const MOST_BEHIND: u64 = 60_000;
 
 pub struct Follower {
-    url: Uri,
+    url: String,
+    agent: Agent,
     outages: Outages,
     feed: Arc<Feed>,
     publisher: Publisher,
@@ -38,29 +38,6 @@ pub struct Follower {
     origin_is_stale: bool,
     /// Whether it has said that updates before the next one are gone.
     is_after_gap: bool,
-    connection: Arc<Connection>,
-}
-
-/// The connection to the origin.
-#[derive(Default)]
-pub struct Connection {
-    /// `None` while there is no connection. Held to put it there, to take it away and to close it.
-    socket: Mutex<Option<TcpStream>>,
-}
-
-impl Connection {
-    fn set(&self, socket: Option<TcpStream>) {
-        *self.socket.lock() = socket;
-    }
-
-    /// Ends the wait of the follower's thread for the origin. Called by `main`, at the shutdown.
-    pub fn close(&self) {
-        let socket = self.socket.lock();
-        if let Some(socket) = socket.as_ref() {
-            // It may be closed already.
-            let _ = socket.shutdown(Half::Both);
-        }
-    }
 }
 
 impl Follower {
@@ -73,36 +50,36 @@ impl Follower {
         publisher: Publisher,
     ) -> Follower {
         let latest = feed.snapshot().latest;
+        let patience = heartbeat * QUIET_HEARTBEATS;
+        let config =
+            client().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_per_read(Some(patience));
         Follower {
-            url: source.url.parse().expect("the command line has checked it"),
+            url: source.url.clone(),
+            agent: config.build().into(),
             outages: Outages::new(source, interval, feed.clone()),
             feed,
             publisher,
             interval,
-            patience: heartbeat * QUIET_HEARTBEATS,
+            patience,
             last: latest.map_or(0, |update| update.timestamp),
             origin_is_stale: false,
             is_after_gap: false,
-            connection: Arc::default(),
         }
     }
 
-    /// What `main` closes at the shutdown.
-    pub fn connection(&self) -> Arc<Connection> {
-        self.connection.clone()
+    /// What `main` shuts down, which ends the stream at once.
+    pub fn agent(&self) -> Agent {
+        self.agent.clone()
     }
 
     /// Runs until shutdown.
     pub fn run(mut self, shutdown: &Shutdown) {
         while !shutdown.is_set() {
-            let result = self.follow(shutdown);
-            // The origin is to see that nobody reads any more.
-            self.connection.set(None);
+            let result = self.follow();
             self.publisher.settle();
-            if shutdown.is_set() {
-                return;
-            }
-            if let Err(error) = result {
+            if let Err(error) = result
+                && !shutdown.is_set()
+            {
                 let pause = self.outages.source_fails(&error).unwrap_or(self.interval);
                 // However long the interval is: a stream is not asked at ticks, and need not wait for one.
                 let pause = pause.min(LONGEST_PAUSE);
@@ -111,15 +88,9 @@ impl Follower {
         }
     }
 
-    /// Connects, and publishes what comes until the connection fails, or until shutdown.
-    fn follow(&mut self, shutdown: &Shutdown) -> Result<(), FetchError> {
-        let socket = origin::connect(&self.url, self.patience)?;
-        self.connection.set(Some(socket.try_clone()?));
-        // If the shutdown came before this line, `main` may have found no socket to close.
-        if shutdown.is_set() {
-            return Ok(());
-        }
-        let mut stream = OriginStream::open(socket, &self.url, self.last)?;
+    /// Connects, and publishes what comes until the connection fails.
+    fn follow(&mut self) -> Result<(), FetchError> {
+        let mut stream = OriginStream::open(&self.agent, &self.url, self.last)?;
         self.origin_is_stale = false;
         self.is_after_gap = false;
         loop {

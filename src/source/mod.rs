@@ -9,7 +9,10 @@ mod origin;
 mod outage;
 pub mod poller;
 
+use ureq::Agent;
+use ureq::config::ConfigBuilder;
 use ureq::http::Uri;
+use ureq::typestate::AgentScope;
 
 /// The header of made-up prices, and what it says.
 pub const PRICE_SOURCE: &str = "X-Price-Source";
@@ -87,4 +90,12 @@ impl Source {
             Err(_) => "?".to_owned(),
         }
     }
+}
+
+/// The HTTP client that asks a source, but for its timeouts.
+fn client() -> ConfigBuilder<AgentScope> {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(3)
+        .user_agent(concat!("btc-ticker/", env!("CARGO_PKG_VERSION")))
 }

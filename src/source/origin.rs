@@ -1,24 +1,23 @@
-//! The stream of an origin as a client reads it: the request, the head, then one event after the other.
-//! Runs on the follower's thread; shares nothing.
+//! The stream of an origin as a client reads it: one event after the other. Runs on the follower's
+//! thread; shares nothing.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::io::{BufRead, BufReader, Read};
 
 use serde::Deserialize;
-use ureq::http::Uri;
+use ureq::http::Response;
+use ureq::{Agent, Body, BodyReader};
 
 use super::PRICE_SOURCE;
 use super::error::{FetchError, NO_CONNECTION, NOT_A_PRICE, NOT_A_STREAM, TOO_LARGE};
 use crate::feed::Update;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A line of a stream has some hundred bytes; what is longer is something else.
 const MAX_LINE: u64 = 64 * 1024;
-const MAX_HEADERS: usize = 64;
+/// As much as the HTTP client reads at once: so this buffer has all that has come.
+const BUFFER: usize = 128 * 1024;
 
 pub struct OriginStream {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<BodyReader<'static>>,
 }
 
 /// What an origin says.
@@ -39,72 +38,14 @@ pub struct Status {
     pub reason: String,
 }
 
-/// Connects to an origin, which may be quiet for `patience`.
-pub fn connect(url: &Uri, patience: Duration) -> Result<TcpStream, FetchError> {
-    // An IPv6 address has brackets in a URL.
-    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    let addresses = (host, url.port_u16().unwrap_or(80)).to_socket_addrs()?;
-    let mut last_error = FetchError::new(NO_CONNECTION, "the name has no address");
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(socket) => {
-                socket.set_read_timeout(Some(patience))?;
-                return Ok(socket);
-            }
-            Err(error) => last_error = error.into(),
-        }
-    }
-    Err(last_error)
-}
-
 impl OriginStream {
-    /// Asks for all updates after the one at `last`.
-    pub fn open(mut socket: TcpStream, url: &Uri, last: u64) -> Result<OriginStream, FetchError> {
-        let host = url.authority().map_or("", |authority| authority.as_str());
-        let path = url.path().trim_end_matches('/');
-        // In HTTP/1.0, in which nobody answers in chunks.
-        let request =
-            format!("GET {path}/stream HTTP/1.0\r\nHost: {host}\r\nLast-Event-ID: {last}\r\n\r\n");
-        socket.write_all(request.as_bytes())?;
-        let mut stream = OriginStream { reader: BufReader::new(socket) };
-        stream.read_head()?;
-        Ok(stream)
-    }
-
-    /// The head must be that of a stream of real prices.
-    fn read_head(&mut self) -> Result<(), FetchError> {
-        let status = self.read_line()?;
-        let mut content_type = String::new();
-        let mut headers = 0;
-        loop {
-            let line = self.read_line()?;
-            if line.is_empty() {
-                break;
-            }
-            headers += 1;
-            if headers > MAX_HEADERS {
-                return Err(FetchError::new(TOO_LARGE, "the head of the stream has no end"));
-            }
-            let (name, value) = line.split_once(':').unwrap_or_default();
-            if name.eq_ignore_ascii_case(PRICE_SOURCE) {
-                return Err(FetchError::made_up());
-            }
-            if name.eq_ignore_ascii_case("Content-Type") {
-                value.trim().clone_into(&mut content_type);
-            }
-        }
-        let code = status.split(' ').nth(1).unwrap_or_default();
-        match code {
-            "200" if content_type.starts_with("text/event-stream") => Ok(()),
-            // It is full, or has no price yet; or a proxy finds no origin that has a stream for us.
-            "502" | "503" | "504" => {
-                Err(FetchError::new(&format!("HTTP {code}"), "the origin has no stream for us now"))
-            }
-            _ => {
-                let advice = "--follow is for the address of a btc-ticker";
-                Err(FetchError::new(NOT_A_STREAM, format!("it answers {status:?}; {advice}")))
-            }
-        }
+    /// Connects to the origin at `url`, and asks for all updates after the one at `last`.
+    pub fn open(agent: &Agent, url: &str, last: u64) -> Result<OriginStream, FetchError> {
+        let url = format!("{}/stream", url.trim_end_matches('/'));
+        let response = agent.get(url).header("Last-Event-ID", last).call()?;
+        check(&response)?;
+        let body = response.into_body().into_reader();
+        Ok(OriginStream { reader: BufReader::with_capacity(BUFFER, body) })
     }
 
     /// Waits for what the origin says next.
@@ -137,7 +78,8 @@ impl OriginStream {
     /// Reads a line within bounds, without its end.
     fn read_line(&mut self) -> Result<String, FetchError> {
         let mut line = Vec::new();
-        let read = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut line)?;
+        let mut reader = (&mut self.reader).take(MAX_LINE);
+        let read = reader.read_until(b'\n', &mut line).map_err(ureq::Error::from)?;
         if line.last() == Some(&b'\n') {
             let line = String::from_utf8_lossy(&line);
             return Ok(line.trim_end_matches(['\r', '\n']).to_owned());
@@ -147,6 +89,23 @@ impl OriginStream {
         }
         Err(FetchError::new(NO_CONNECTION, "the origin has ended the stream"))
     }
+}
+
+/// The answer must be a stream of real prices.
+fn check(response: &Response<Body>) -> Result<(), FetchError> {
+    let status = response.status();
+    if status != 200 {
+        let detail = "no stream; --follow is for the address of a btc-ticker";
+        return Err(FetchError::new(&format!("HTTP {}", status.as_u16()), detail));
+    }
+    if response.headers().contains_key(PRICE_SOURCE) {
+        return Err(FetchError::made_up());
+    }
+    if response.body().mime_type() != Some("text/event-stream") {
+        let detail = "--follow is for the address of a btc-ticker";
+        return Err(FetchError::new(NOT_A_STREAM, detail));
+    }
+    Ok(())
 }
 
 fn read_message(name: &str, data: &str) -> Result<Message, FetchError> {

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ureq::Agent;
+
 use super::fetch::Fetcher;
 use super::outage::Outages;
 use super::{STALE_AFTER, Source};
@@ -37,12 +39,17 @@ impl Poller {
         Poller { fetcher, outages, feed, publisher, interval }
     }
 
+    /// What `main` shuts down, which ends a fetch at once.
+    pub fn agent(&self) -> Agent {
+        self.fetcher.agent()
+    }
+
     /// Runs until shutdown.
     pub fn run(mut self, shutdown: &Shutdown) {
         let start = Instant::now();
         let mut due = start;
         while !shutdown.wait_deadline(due) {
-            due = match self.poll() {
+            due = match self.poll(shutdown) {
                 Some(pause) => Instant::now() + pause,
                 None => next_tick(start, self.interval),
             };
@@ -50,9 +57,11 @@ impl Poller {
     }
 
     /// Asks once. Returns how long to leave the source alone; `None` is until the next tick.
-    fn poll(&mut self) -> Option<Duration> {
+    fn poll(&mut self, shutdown: &Shutdown) -> Option<Duration> {
         let price = match self.fetcher.fetch() {
             Ok(price) => price,
+            // It was broken off, which is no failure of the source.
+            Err(_) if shutdown.is_set() => return None,
             Err(error) => {
                 // No update is waiting, so the journal may take its time.
                 self.publisher.settle();
