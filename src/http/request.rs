@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use httparse::{Error, Header, Status};
 use tiny_http::Method;
-use ureq::http::uri::Authority;
+use ureq::http::uri::{Authority, Uri};
 
 /// Bytes that a head may have, and header lines.
 pub const MAX_HEAD: usize = 8 * 1024;
@@ -21,9 +21,8 @@ const CHUNK: usize = 1280;
 /// What a client asks for.
 pub struct Request {
     pub method: Method,
-    /// `*` only with OPTIONS.
-    pub path: String,
-    pub query: String,
+    /// It has a path, which is `*` only with OPTIONS.
+    pub target: Uri,
     pub last_event_id: Option<String>,
     /// Whether the client wants the connection to go on after the answer.
     pub keep_alive: bool,
@@ -57,7 +56,7 @@ const NO_HOST: Refusal = Refusal {
 };
 const TARGET: Refusal = Refusal {
     status: 400,
-    message: "ask for a path that begins with /, such as GET /price HTTP/1.1",
+    message: "ask for a path as in a URL, beginning with /, such as GET /price HTTP/1.1",
 };
 const FRAMING: Refusal = Refusal {
     status: 400,
@@ -188,15 +187,13 @@ fn read_head(head: &httparse::Request) -> Result<Request, Refusal> {
     check_host(head.headers, is_old)?;
     check_framing(head.headers, is_old)?;
     let method: Method = head.method.unwrap_or_default().parse().map_err(|()| MALFORMED)?;
-    let target = head.path.unwrap_or_default();
-    let path_and_query = path_of(target, &method).ok_or(TARGET)?;
-    let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
+    let target: Uri = head.path.unwrap_or_default().parse().map_err(|_| TARGET)?;
+    check_target(&target, &method)?;
     let connection = tokens(head.headers, "Connection");
     let says = |word: &str| connection.iter().any(|token| token == word);
     Ok(Request {
         method,
-        path: path.to_owned(),
-        query: query.to_owned(),
+        target,
         last_event_id: values(head.headers, "Last-Event-ID").find(|id| !id.is_empty()),
         keep_alive: !says("close") && (!is_old || says("keep-alive")),
     })
@@ -266,20 +263,14 @@ fn tokens(headers: &[Header], name: &'static str) -> Vec<String> {
     tokens
 }
 
-/// The path and the query of a request's target, which a proxy may write as a whole URL. `None` where
-/// there is no path.
-fn path_of<'a>(target: &'a str, method: &Method) -> Option<&'a str> {
-    if target.starts_with('/') || (target == "*" && *method == Method::Options) {
-        return Some(target);
-    }
-    let (scheme, rest) = target.split_once("://")?;
-    let is_http = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
-    let end_of_host = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (host, path) = rest.split_at(end_of_host);
-    if !is_http || !is_host(host) || path.starts_with('?') {
-        return None;
-    }
-    if path.is_empty() { Some("/") } else { Some(path) }
+/// A target is a path, or what a proxy may write: a whole URL.
+fn check_target(target: &Uri, method: &Method) -> Result<(), Refusal> {
+    let is_right = match (target.scheme_str(), target.authority()) {
+        (None, None) => target.path() != "*" || *method == Method::Options,
+        (Some("http" | "https"), Some(authority)) => is_host(authority.as_str()),
+        _ => false,
+    };
+    if is_right { Ok(()) } else { Err(TARGET) }
 }
 
 #[cfg(test)]
@@ -305,14 +296,15 @@ mod tests {
     fn a_head_becomes_a_request() {
         let found =
             request("GET /stream?since=5 HTTP/1.1\r\nHost: a\r\nlast-event-id:  7 \r\n\r\n");
-        assert_eq!((found.path.as_str(), found.query.as_str()), ("/stream", "since=5"));
+        assert_eq!((found.target.path(), found.target.query()), ("/stream", Some("since=5")));
         assert_eq!(found.last_event_id.as_deref(), Some("7"));
         for target in ["http://x:1/price?a", "HTTPS://[::1]:80/price?a", "/price?a"] {
             let found = request(&format!("GET {target} HTTP/1.1\nHost: a\n\n"));
-            assert_eq!((found.path.as_str(), found.query.as_str()), ("/price", "a"), "{target}");
+            let target = found.target;
+            assert_eq!((target.path(), target.query()), ("/price", Some("a")), "{target}");
         }
-        assert_eq!(request("GET http://x HTTP/1.1\nHost: x\n\n").path, "/");
-        assert_eq!(request("OPTIONS * HTTP/1.1\nHost: x\n\n").path, "*");
+        assert_eq!(request("GET http://x HTTP/1.1\nHost: x\n\n").target.path(), "/");
+        assert_eq!(request("OPTIONS * HTTP/1.1\nHost: x\n\n").target.path(), "*");
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Routes {
         let path = match status {
             // The path was not looked at, or is not there.
             204 | 404 | 405 => UNKNOWN_PATH,
-            _ => &request.path,
+            _ => request.target.path(),
         };
         METRICS.http_requests.inc(&[&path, &status]);
         answer
@@ -95,7 +95,7 @@ impl Routes {
                 return error.header("Allow", METHODS).into();
             }
         }
-        match request.path.as_str() {
+        match request.target.path() {
             "/stream" => self.admit(request),
             "/price" => self.price().into(),
             "/history" => self.history(request).into(),
@@ -283,7 +283,7 @@ fn options() -> Response {
 
 /// A parameter of the query.
 fn parameter(request: &Request, name: &str) -> Option<String> {
-    for pair in request.query.split('&') {
+    for pair in request.target.query().unwrap_or_default().split('&') {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         if key == name {
             return Some(unescape(value));
