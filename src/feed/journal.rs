@@ -7,6 +7,7 @@
 //! a second after an error.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -87,7 +88,7 @@ impl Journal {
             Ok(()) => {}
             Err(error) if MISTAKES.contains(&error.kind()) => return Err(refusal(error)),
             Err(error) => {
-                journal.log_error(&error);
+                journal.retry_later(error);
                 if journal.empty().is_err() {
                     // Nor could it be when this disk began to fail: nobody knows what the file lacks.
                     history.mark_lost_end();
@@ -176,7 +177,10 @@ impl Journal {
                 self.updates += 1;
                 METRICS.journal_updates.inc();
             }
-            Err(error) => self.fail(&error),
+            Err(error) => {
+                self.discard();
+                self.retry_later(error);
+            }
         }
     }
 
@@ -188,7 +192,8 @@ impl Journal {
         }
         let Some(file) = &self.file else { return };
         if let Err(error) = file.sync_data() {
-            self.fail(&error);
+            self.discard();
+            self.retry_later(error);
         }
     }
 
@@ -196,11 +201,12 @@ impl Journal {
         if Instant::now() < self.next_try {
             return;
         }
-        match self.rewrite(&feed.backlog(Cursor::After(0), usize::MAX)) {
-            Ok(()) => {}
-            // The old one goes on.
-            Err(error) if self.file.is_some() => self.log_error(&error),
-            Err(error) => self.fail(&error),
+        if let Err(error) = self.rewrite(&feed.backlog(Cursor::After(0), usize::MAX)) {
+            // Where there is an old one that has everything, it goes on.
+            if self.file.is_none() {
+                self.discard();
+            }
+            self.retry_later(error);
         }
     }
 
@@ -258,21 +264,11 @@ impl Journal {
         }
     }
 
-    /// Gives up what is in the file: what comes next does not follow it (so says the publisher), or
-    /// somebody else has changed it.
+    /// Gives up what is in the file: it lacks what is published now, or somebody else has changed it.
     pub fn discard(&mut self) {
         if let Err(error) = self.empty() {
-            self.log_error(&error);
-        }
-    }
-
-    /// What is published now may not be in the file.
-    fn fail(&mut self, error: &io::Error) {
-        match self.empty() {
-            Ok(()) => self.log_error(error),
-            Err(_) => self.log_error(&io::Error::other(format!(
-                "{error}; it cannot be emptied, so that a restart may miss updates without a word"
-            ))),
+            let risk = "it cannot be emptied, so a restart may miss updates without a word";
+            self.retry_later(format_args!("{risk}: {error}"));
         }
     }
 
@@ -292,7 +288,7 @@ impl Journal {
         }
     }
 
-    fn log_error(&mut self, error: &io::Error) {
+    fn retry_later(&mut self, error: impl Display) {
         METRICS.journal_errors.inc();
         self.next_try = Instant::now() + RETRY_AFTER;
         self.errors.warn(format_args!("journal {}: {error}", self.path.display()));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tiny_http::Method;
 
-use super::request::{self, HEAD_TIMEOUT, Incoming};
+use super::request::{self, HEAD_TIMEOUT};
 use super::response::Response;
 use super::routes::{Answer, Routes, StreamStart, UNKNOWN_PATH};
 use crate::system::METRICS;
@@ -50,13 +50,13 @@ fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Next> {
     let mut read = Vec::new();
     loop {
         let request = match request::next(socket, &mut read) {
-            Incoming::Request(request) => request,
-            Incoming::Refused(refusal) => {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(Next::Gone),
+            Err(refusal) => {
                 METRICS.http_requests.inc(&[&UNKNOWN_PATH, &refusal.status]);
                 send(socket, &Response::error(refusal.status, refusal.message), false)?;
                 return Ok(Next::Close);
             }
-            Incoming::Ended => return Ok(Next::Gone),
         };
         let mut response = match routes.answer(&request) {
             Answer::Response(response) => response,

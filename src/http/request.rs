@@ -28,14 +28,6 @@ pub struct Request {
     pub keep_alive: bool,
 }
 
-/// What comes next on a connection.
-pub enum Incoming {
-    Request(Request),
-    Refused(Refusal),
-    /// The client has ended the connection, or has been idle for too long.
-    Ended,
-}
-
 /// Why a request is not understood. After it the connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Refusal {
@@ -73,13 +65,14 @@ const VERSION: Refusal =
     Refusal { status: 505, message: "only HTTP/1.1 and HTTP/1.0 are spoken here" };
 
 /// Waits for the next request, on a socket whose read timeout is `HEAD_TIMEOUT`. `bytes` are what was
-/// read and not yet parsed, bounded by `MAX_HEAD`.
-pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Incoming {
+/// read and not yet parsed, bounded by `MAX_HEAD`. `None` when the client has ended the connection, or
+/// has been idle for too long.
+pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Result<Option<Request>, Refusal> {
     if bytes.is_empty() {
         // Until the first byte of a request the connection is idle.
         match read(socket, bytes, HEAD_TIMEOUT) {
             Ok(1..) => {}
-            Ok(0) | Err(_) => return Incoming::Ended,
+            Ok(0) | Err(_) => return Ok(None),
         }
     }
     let deadline = Instant::now() + HEAD_TIMEOUT;
@@ -87,31 +80,26 @@ pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Incoming {
     loop {
         // Only after a further line end: parsed at each byte, a head that comes byte by byte would cost
         // the square of its length.
-        if searched == 0 || bytes[searched..].contains(&b'\n') {
-            match parse(bytes) {
-                Parsed::Request(request, end) => {
-                    bytes.drain(..end);
-                    return Incoming::Request(request);
-                }
-                Parsed::Refused(refusal) => return Incoming::Refused(refusal),
-                Parsed::Incomplete => {}
-            }
+        if (searched == 0 || bytes[searched..].contains(&b'\n'))
+            && let Some(request) = parse(bytes)?
+        {
+            return Ok(Some(request));
         }
         searched = bytes.len();
         if searched == MAX_HEAD {
-            return Incoming::Refused(TOO_LONG);
+            return Err(TOO_LONG);
         }
         // A read timeout is no deadline, so it is shortened before each further read.
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Incoming::Refused(TOO_SLOW);
+            return Err(TOO_SLOW);
         }
         match read(socket, bytes, left) {
-            Ok(0) => return Incoming::Refused(MALFORMED),
+            Ok(0) => return Err(MALFORMED),
             Ok(_) => {}
             Err(error) => match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => return Incoming::Refused(TOO_SLOW),
-                _ => return Incoming::Ended,
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => return Err(TOO_SLOW),
+                _ => return Ok(None),
             },
         }
     }
@@ -142,30 +130,21 @@ fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::R
     result
 }
 
-/// What the bytes are that were read by now.
-enum Parsed {
-    /// And where its head ends.
-    Request(Request, usize),
-    Refused(Refusal),
-    /// The rest of the head is still to come.
-    Incomplete,
-}
-
-fn parse(bytes: &[u8]) -> Parsed {
+/// Takes a request off the beginning of what was read. `None` while the rest of it is still to come.
+fn parse(bytes: &mut Vec<u8>) -> Result<Option<Request>, Refusal> {
     // On the heap, because on the stack they would be a page of every client's memory.
     let mut headers = Vec::with_capacity(MAX_HEADERS);
     let mut head = httparse::Request::new(&mut []);
     let end = match head.parse_with_uninit_headers(bytes, headers.spare_capacity_mut()) {
         Ok(Status::Complete(end)) => end,
-        Ok(Status::Partial) => return Parsed::Incomplete,
-        Err(Error::TooManyHeaders) => return Parsed::Refused(TOO_LONG),
-        Err(Error::Version) if ends_in_version(bytes) => return Parsed::Refused(VERSION),
-        Err(_) => return Parsed::Refused(MALFORMED),
+        Ok(Status::Partial) => return Ok(None),
+        Err(Error::TooManyHeaders) => return Err(TOO_LONG),
+        Err(Error::Version) if ends_in_version(bytes) => return Err(VERSION),
+        Err(_) => return Err(MALFORMED),
     };
-    match read_head(&head) {
-        Ok(request) => Parsed::Request(request, end),
-        Err(refusal) => Parsed::Refused(refusal),
-    }
+    let request = read_head(&head)?;
+    bytes.drain(..end);
+    Ok(Some(request))
 }
 
 /// Whether the first line ends in a version of HTTP as it is written, such as HTTP/2.0.
@@ -278,18 +257,14 @@ mod tests {
     use super::*;
 
     fn request(head: &str) -> Request {
-        match parse(head.as_bytes()) {
-            Parsed::Request(request, end) if end == head.len() => request,
-            Parsed::Refused(refusal) => panic!("{refusal:?} to {head:?}"),
-            _ => panic!("there is more to come after {head:?}"),
-        }
+        let mut bytes = head.as_bytes().to_vec();
+        let request = parse(&mut bytes).expect(head).expect(head);
+        assert!(bytes.is_empty(), "all of {head:?} was read");
+        request
     }
 
     fn refused(head: &str) -> Option<Refusal> {
-        match parse(head.as_bytes()) {
-            Parsed::Refused(refusal) => Some(refusal),
-            _ => None,
-        }
+        parse(&mut head.as_bytes().to_vec()).err()
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Read};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use ureq::http::Response;
 use ureq::{Agent, Body, BodyReader};
 
@@ -110,16 +111,17 @@ fn check(response: &Response<Body>) -> Result<(), FetchError> {
 
 fn read_message(name: &str, data: &str) -> Result<Message, FetchError> {
     match name {
-        "" => match serde_json::from_str(data) {
-            Ok(update) => Ok(Message::Update(update)),
-            Err(_) => Err(FetchError::new(NOT_A_PRICE, format!("{data:?} is no update"))),
-        },
-        "status" => match serde_json::from_str(data) {
-            Ok(status) => Ok(Message::Status(status)),
-            Err(_) => Err(FetchError::new(NOT_A_STREAM, format!("{data:?} is no status"))),
-        },
+        "" => Ok(Message::Update(read_json(data, NOT_A_PRICE)?)),
+        "status" => Ok(Message::Status(read_json(data, NOT_A_STREAM)?)),
         "gap" => Ok(Message::Gap),
         // What a later version may say.
         _ => Ok(Message::Comment),
+    }
+}
+
+fn read_json<T: DeserializeOwned>(data: &str, reason: &str) -> Result<T, FetchError> {
+    match serde_json::from_str(data) {
+        Ok(value) => Ok(value),
+        Err(error) => Err(FetchError::new(reason, format!("{data:?}: {error}"))),
     }
 }
