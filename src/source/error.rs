@@ -28,13 +28,13 @@ pub struct FetchError {
     pub reason: String,
     /// For the log alone.
     pub detail: String,
-    /// How long the source asks to be left alone.
-    pub retry_after: Option<Duration>,
+    /// How long the source asks to be left alone, if it does.
+    pub retry_after: Duration,
 }
 
 impl FetchError {
     pub fn new(reason: &str, detail: impl Into<String>) -> FetchError {
-        FetchError { reason: reason.to_owned(), detail: detail.into(), retry_after: None }
+        FetchError { reason: reason.to_owned(), detail: detail.into(), retry_after: Duration::ZERO }
     }
 
     /// Made-up prices where real ones are expected.

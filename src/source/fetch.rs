@@ -66,7 +66,7 @@ impl Fetcher {
             };
             let detail = format!("{advice}; {}", self.start_of(&answer.unwrap_or_default()));
             let mut error = FetchError::new(&format!("HTTP {status}"), detail);
-            error.retry_after = retry_after(response.headers());
+            error.retry_after = retry_after(response.headers()).unwrap_or_default();
             return Err(error);
         }
         let answer = answer?;

@@ -80,7 +80,7 @@ impl Follower {
             if let Err(error) = result
                 && !shutdown.is_set()
             {
-                let pause = self.outages.source_fails(&error).unwrap_or(self.interval);
+                let pause = self.outages.source_fails(&error).max(self.interval);
                 // However long the interval is: a stream is not asked at ticks, and need not wait for one.
                 let pause = pause.min(LONGEST_PAUSE);
                 shutdown.wait_deadline(Instant::now() + pause);

@@ -56,8 +56,8 @@ impl Outages {
         self.feed.source_is_well(patience);
     }
 
-    /// The source has failed. Returns how long to leave it alone; `None` is until the next tick.
-    pub fn source_fails(&mut self, error: &FetchError) -> Option<Duration> {
+    /// The source has failed. Returns for how long at least to leave it alone.
+    pub fn source_fails(&mut self, error: &FetchError) -> Duration {
         METRICS.fetches.inc(&[&error.reason]);
         let FetchError { reason, detail, retry_after } = error;
         self.feed.source_fails(reason, self.interval * STALE_AFTER);
@@ -69,20 +69,17 @@ impl Outages {
         let outage = self.current.get_or_insert_with(Outage::begin);
         outage.failures += 1;
         outage.reason.clone_from(reason);
-        let mut pause = None;
-        if outage.failures > 1 {
-            pause = Some(backoff(outage.failures, self.interval));
-        }
-        if let Some(asked) = retry_after {
-            let asked = (*asked).min(LONGEST_RETRY_AFTER).max(self.interval);
-            pause = Some(pause.unwrap_or_default().max(asked));
-        }
-        pause
+        let pause = backoff(outage.failures, self.interval);
+        pause.max(LONGEST_RETRY_AFTER.min(*retry_after))
     }
 }
 
-/// Doubles from the interval, with jitter, so that many who fail together do not return together.
+/// Nothing after the first failure. Then it doubles from the interval, with jitter, so that many who fail
+/// together do not return together.
 fn backoff(failures: u32, interval: Duration) -> Duration {
+    if failures == 1 {
+        return Duration::ZERO;
+    }
     let doubled = interval.saturating_mul(1 << (failures - 1).min(16));
     let pause = doubled.min(LONGEST_PAUSE.max(interval));
     pause.mul_f64(0.75 + random() / 4.0).max(interval)
@@ -100,6 +97,7 @@ mod tests {
             let longest = Duration::from_secs(longest);
             assert!(pause <= longest && pause >= longest.mul_f64(0.75), "{pause:?}");
         }
+        assert_eq!(backoff(1, second), Duration::ZERO);
         assert_eq!(backoff(9, Duration::from_secs(90)), Duration::from_secs(90));
     }
 }

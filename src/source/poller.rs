@@ -49,19 +49,17 @@ impl Poller {
         let start = Instant::now();
         let mut due = start;
         while !shutdown.wait_deadline(due) {
-            due = match self.poll(shutdown) {
-                Some(pause) => Instant::now() + pause,
-                None => next_tick(start, self.interval),
-            };
+            let pause = self.poll(shutdown);
+            due = next_tick(start, self.interval).max(Instant::now() + pause);
         }
     }
 
-    /// Asks once. Returns how long to leave the source alone; `None` is until the next tick.
-    fn poll(&mut self, shutdown: &Shutdown) -> Option<Duration> {
+    /// Asks once. Returns for how long at least to leave the source alone.
+    fn poll(&mut self, shutdown: &Shutdown) -> Duration {
         let price = match self.fetcher.fetch() {
             Ok(price) => price,
             // It was broken off, which is no failure of the source.
-            Err(_) if shutdown.is_set() => return None,
+            Err(_) if shutdown.is_set() => return Duration::ZERO,
             Err(error) => {
                 // No update is waiting, so the journal may take its time.
                 self.publisher.settle();
@@ -73,7 +71,7 @@ impl Poller {
         let timestamp = self.feed.next_timestamp();
         self.publisher.publish(Update { timestamp, price });
         self.publisher.settle();
-        None
+        Duration::ZERO
     }
 }
 
