@@ -79,7 +79,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     log::info!("{} ({}) every {interval:?}, kept for {retention:?}", source.name, source.host());
 
     // What was before. A replica cannot know it.
-    let began = if source.is_origin { None } else { Some(unix_millis()) };
+    let began = if source.is_followed { None } else { Some(unix_millis()) };
     let mut history = History::new(began, retention, MOST_UPDATES);
     let journal = match &config.journal {
         Some(path) => Some(Journal::open(path, source.made_up, &mut history)?),
@@ -90,7 +90,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let feed = Feed::new(history, source.made_up, interval * STALE_AFTER);
     let publisher = Publisher::new(feed.clone(), journal);
     let routes = Routes::new(feed.clone(), &source, interval, limits);
-    if source.is_origin {
+    if source.is_followed {
         let heartbeat = config.heartbeat;
         let follower = Follower::new(&source, interval, heartbeat, feed.clone(), publisher);
         let agent = follower.agent();

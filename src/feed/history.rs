@@ -36,9 +36,6 @@ struct Entry {
     /// When it was added, by the clock that never steps, and how old it was then.
     added: Instant,
     age_then: Duration,
-    /// Where its wire form begins, counted from the first update since the start or the last gap. It
-    /// stays when older ones are forgotten: only differences count.
-    begin: usize,
 }
 
 impl Entry {
@@ -75,8 +72,8 @@ impl Backlog {
 
 impl History {
     /// An empty history that keeps updates for `retention`, and never more than `capacity` of them.
-    /// `complete_since` is the present (Unix milliseconds) where this process makes the updates: there
-    /// is nothing before. `None` where they come from elsewhere.
+    /// `complete_since` is the present (Unix milliseconds) where this process makes the updates: it
+    /// knows nothing of before. `None` where they come from elsewhere.
     pub fn new(complete_since: Option<u64>, retention: Duration, capacity: usize) -> History {
         History {
             updates: VecDeque::new(),
@@ -152,9 +149,8 @@ impl History {
             self.complete_since = Some(update.timestamp);
         }
         let age_then = Duration::from_millis(unix_millis().saturating_sub(update.timestamp));
-        let begin = self.updates.back().map_or(0, |last| last.begin + last.event.wire.len());
         let added = Instant::now();
-        self.updates.push_back(Entry { update, event, added, age_then, begin });
+        self.updates.push_back(Entry { update, event, added, age_then });
         self.joined = None;
         if self.updates.len() > self.capacity {
             self.forget_oldest();
@@ -203,7 +199,8 @@ impl History {
             range = 0..joined.len();
         } else {
             joined = self.joined.get_or_insert_with(|| join(self.updates.iter())).clone();
-            range = self.offset(start, &joined)..self.offset(end, &joined);
+            let begin = wire_length(self.updates.range(..start));
+            range = begin..begin + wire_length(self.updates.range(start..end));
         }
         Backlog { gap, complete_since: self.complete_since, updates, last, joined, range }
     }
@@ -218,14 +215,11 @@ impl History {
         let oldest = self.updates.get(start).map(|entry| entry.update.timestamp);
         Some(Arc::new(Event::gap(since, oldest)))
     }
+}
 
-    /// Where the update with this index begins in what is joined.
-    fn offset(&self, index: usize, joined: &str) -> usize {
-        match self.updates.get(index) {
-            Some(entry) => entry.begin - self.updates[0].begin,
-            None => joined.len(),
-        }
-    }
+/// How long the wire form of these updates is.
+fn wire_length<'a>(entries: impl Iterator<Item = &'a Entry>) -> usize {
+    entries.map(|entry| entry.event.wire.len()).sum()
 }
 
 /// The wire form of these updates in one piece.

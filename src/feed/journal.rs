@@ -90,7 +90,8 @@ impl Journal {
             Err(error) => {
                 journal.retry_later(error);
                 if journal.empty().is_err() {
-                    // Nor could it be when this disk began to fail: nobody knows what the file lacks.
+                    // Perhaps the process before could not empty it either, and went on without it. Nobody
+                    // knows what it lacks.
                     history.mark_lost_end();
                 }
             }
@@ -202,7 +203,8 @@ impl Journal {
             return;
         }
         if let Err(error) = self.rewrite(&feed.backlog(Cursor::After(0), usize::MAX)) {
-            // Where there is an old one that has everything, it goes on.
+            // An old file that has everything goes on. Where there is none, what is at the path could
+            // perhaps not be emptied before.
             if self.file.is_none() {
                 self.discard();
             }

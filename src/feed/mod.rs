@@ -327,7 +327,7 @@ impl Feed {
 }
 
 impl State {
-    /// Until when streams may be quiet, where that is `heartbeat` but for a search.
+    /// When streams will have been quiet for too long: for `heartbeat`, or during a search for less.
     fn quiet_until(&self, heartbeat: Duration) -> Instant {
         let longest =
             if self.search_comments > 0 { SEARCH_PAUSE.min(heartbeat) } else { heartbeat };

@@ -61,7 +61,7 @@ impl Routes {
             feed,
             pages: pages::load(source.name, source.made_up, interval),
             source: source.name,
-            is_replica: source.is_origin,
+            is_replica: source.is_followed,
             made_up: source.made_up,
             stream_head: stream::head(source.made_up),
             connections: Semaphore::new(limits.connections),
@@ -129,8 +129,9 @@ impl Routes {
             Err(message) => return Response::error(400, &message).into(),
         };
         if self.has_no_past_yet() {
-            // A replica begins with the oldest update of its origin. A client that came before that would
-            // be sent all of the past as if it were new.
+            // A replica begins with the oldest update of its origin. A client that is here before that
+            // would be sent the whole past as if it were new. (One that comes a moment later may see the
+            // rest of it.)
             return no_price_yet().into();
         }
         if request.method == Method::Head {
@@ -151,7 +152,8 @@ impl Routes {
         // Only a replica may be behind another one, and only `Last-Event-ID` is always that of an update.
         let may_be_ahead = self.is_replica && request.last_event_id.is_some();
         match from {
-            // One of the future is by a clock that was ahead. Nobody would get a price until then.
+            // One that is further ahead is by a clock that was wrong: this client would get no price until
+            // then.
             Cursor::After(id) if may_be_ahead && id <= unix_millis() + MOST_AHEAD => id,
             _ => 0,
         }

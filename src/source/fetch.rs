@@ -1,15 +1,15 @@
 //! Fetching: one JSON document behind a URL, asked for by the poller's thread. Shares nothing.
 //! Everything that such a document can get wrong becomes a `FetchError`, never a price.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use serde_json::Value;
 use ureq::Agent;
 use ureq::http::HeaderMap;
 
-use super::error::{FetchError, NO_CONNECTION, NO_PRICE, NOT_A_PRICE, NOT_JSON};
-use super::{PRICE_SOURCE, Source, client};
+use super::client::{call, client};
+use super::error::{FetchError, NO_PRICE, NOT_A_PRICE, NOT_JSON};
+use super::{PRICE_SOURCE, Source};
 
 /// A price document has a few KiB; what is longer is something else.
 const MAX_ANSWER: u64 = 64 * 1024;
@@ -40,23 +40,11 @@ impl Fetcher {
 
     /// Asks for the price once. Waits for the source as long as the timeout allows.
     pub fn fetch(&self) -> Result<f64, FetchError> {
-        // ureq looks a name up on a thread of its own, and panics where the system has no thread for
-        // it. That is a fetch that failed, and no reason to end. Nothing is half done by then.
-        match catch_unwind(AssertUnwindSafe(|| self.ask())) {
-            Ok(answer) => answer,
-            Err(_) => {
-                let detail = "the HTTP client failed; is there no thread for it?";
-                Err(FetchError::new(NO_CONNECTION, detail))
-            }
-        }
-    }
-
-    fn ask(&self) -> Result<f64, FetchError> {
         let mut request = self.agent.get(&self.source.url);
         if let Some(key) = &self.source.key {
             request = request.header("Authorization", format!("Apikey {key}"));
         }
-        let mut response = request.call()?;
+        let mut response = call(request)?;
         let status = response.status().as_u16();
         let answer = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
         if status != 200 {

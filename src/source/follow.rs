@@ -3,24 +3,26 @@
 //! Owns the publisher, and so the journal. Shares the feed, and the HTTP client with `main`, which shuts
 //! it down.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ureq::Agent;
 
+use super::Source;
+use super::client::client;
 use super::error::{FetchError, NOT_A_PRICE, NOT_NEW};
 use super::origin::{Message, OriginStream, Status};
 use super::outage::{LONGEST_PAUSE, Outages};
-use super::{Source, client};
 use crate::feed::{Feed, Publisher, Update};
 use crate::system::{METRICS, Shutdown, latest_plausible};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An origin that has said nothing for so many heartbeats is gone.
 const QUIET_HEARTBEATS: u32 = 3;
-/// An origin that began anew, with a clock that was set back, sends updates that are not after our last
-/// one. They are passed over. But one that is so far before it (in ms) is an error: the clock was far
-/// ahead, and nobody would get a price for as long.
+/// Where the clock of an origin was set back, and it began anew, its updates are not after our last one.
+/// They are passed over until they are. One that is further back than this (in ms) is an error instead:
+/// so clients are told that prices are stale, however long that takes.
 const MOST_BEHIND: u64 = 60_000;
 
 pub struct Follower {
@@ -75,11 +77,9 @@ impl Follower {
     /// Runs until shutdown.
     pub fn run(mut self, shutdown: &Shutdown) {
         while !shutdown.is_set() {
-            let result = self.follow();
+            let Err(error) = self.follow();
             self.publisher.settle();
-            if let Err(error) = result
-                && !shutdown.is_set()
-            {
+            if !shutdown.is_set() {
                 let pause = self.outages.source_fails(&error).max(self.interval);
                 // However long the interval is: a stream is not asked at ticks, and need not wait for one.
                 let pause = pause.min(LONGEST_PAUSE);
@@ -89,7 +89,7 @@ impl Follower {
     }
 
     /// Connects, and publishes what comes until the connection fails.
-    fn follow(&mut self) -> Result<(), FetchError> {
+    fn follow(&mut self) -> Result<Infallible, FetchError> {
         let mut stream = OriginStream::open(&self.agent, &self.url, self.last)?;
         self.origin_is_stale = false;
         self.is_after_gap = false;
@@ -143,7 +143,7 @@ impl Follower {
         self.publisher.publish(update);
     }
 
-    /// Whether its prices are stale it says itself.
+    /// The origin was heard. So prices are fresh, unless it has said that its own are stale.
     fn origin_is_there(&mut self) {
         if !self.origin_is_stale {
             self.outages.source_is_well(self.patience);

@@ -1,6 +1,7 @@
 //! Where prices come from: what makes up a source, and those that are known. Made once, by the
 //! command line. This room knows the feed, to which it publishes, and nothing of clients.
 
+mod client;
 pub mod demo;
 mod error;
 mod fetch;
@@ -9,10 +10,7 @@ mod origin;
 mod outage;
 pub mod poller;
 
-use ureq::Agent;
-use ureq::config::ConfigBuilder;
 use ureq::http::Uri;
-use ureq::typestate::AgentScope;
 
 /// The header of made-up prices, and what it says.
 pub const PRICE_SOURCE: &str = "X-Price-Source";
@@ -36,7 +34,7 @@ pub struct Source {
     /// Whether its prices are made up.
     pub made_up: bool,
     /// Whether it is another btc-ticker, whose stream is followed.
-    pub is_origin: bool,
+    pub is_followed: bool,
 }
 
 const COINDESK_ADVICE: &str = "CoinDesk's Data API needs the key of a paid plan: get one at \
@@ -68,7 +66,7 @@ impl Source {
 
     /// Another btc-ticker.
     pub fn origin(url: &str) -> Source {
-        Source { is_origin: true, ..Source::open("origin", url, "") }
+        Source { is_followed: true, ..Source::open("origin", url, "") }
     }
 
     fn open(name: &'static str, url: &str, price_at: &str) -> Source {
@@ -79,7 +77,7 @@ impl Source {
             key: None,
             advice: "the source wants credentials",
             made_up: false,
-            is_origin: false,
+            is_followed: false,
         }
     }
 
@@ -90,12 +88,4 @@ impl Source {
             Err(_) => "?".to_owned(),
         }
     }
-}
-
-/// The HTTP client that asks a source, but for its timeouts.
-fn client() -> ConfigBuilder<AgentScope> {
-    Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(3)
-        .user_agent(concat!("btc-ticker/", env!("CARGO_PKG_VERSION")))
 }

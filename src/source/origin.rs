@@ -9,6 +9,7 @@ use ureq::http::Response;
 use ureq::{Agent, Body, BodyReader};
 
 use super::PRICE_SOURCE;
+use super::client::call;
 use super::error::{FetchError, NO_CONNECTION, NOT_A_PRICE, NOT_A_STREAM, TOO_LARGE};
 use crate::feed::Update;
 
@@ -43,7 +44,7 @@ impl OriginStream {
     /// Connects to the origin at `url`, and asks for all updates after the one at `last`.
     pub fn open(agent: &Agent, url: &str, last: u64) -> Result<OriginStream, FetchError> {
         let url = format!("{}/stream", url.trim_end_matches('/'));
-        let response = agent.get(url).header("Last-Event-ID", last).call()?;
+        let response = call(agent.get(url).header("Last-Event-ID", last))?;
         check(&response)?;
         let body = response.into_body().into_reader();
         Ok(OriginStream { reader: BufReader::with_capacity(BUFFER, body) })

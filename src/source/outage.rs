@@ -40,7 +40,7 @@ impl Outage {
 
 impl Outages {
     pub fn new(source: &Source, interval: Duration, feed: Arc<Feed>) -> Outages {
-        let may_try_demo = !source.made_up && !source.is_origin;
+        let may_try_demo = !source.made_up && !source.is_followed;
         Outages { name: source.name, may_try_demo, interval, feed, current: None }
     }
 

@@ -58,7 +58,7 @@ impl Drop for ExitGuard {
 }
 
 impl Threads {
-    /// From now on a signal does not end the process, but `wait`.
+    /// From now on a signal ends `wait`, and not the process.
     pub fn new() -> Result<Threads, ctrlc::Error> {
         let (signal, signals) = bounded(1);
         ctrlc::set_handler(move || {
