@@ -78,9 +78,10 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     log::info!("btc-ticker {} on http://{address}", env!("CARGO_PKG_VERSION"));
     log::info!("{} ({}) every {interval:?}, kept for {retention:?}", source.name, source.host());
 
-    // What was before. A replica cannot know it.
-    let began = if source.is_followed { None } else { Some(unix_millis()) };
-    let mut history = History::new(began, retention, MOST_UPDATES);
+    // What was before. A poller knows everything from now on; a replica from its first update on,
+    // whenever that was.
+    let complete_since = if source.is_followed { None } else { Some(unix_millis()) };
+    let mut history = History::new(complete_since, retention, MOST_UPDATES);
     let journal = match &config.journal {
         Some(path) => Some(Journal::open(path, source.made_up, &mut history)?),
         None => None,

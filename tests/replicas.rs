@@ -302,7 +302,10 @@ fn a_replica_is_stale_when_its_origin_says_so_or_has_gone() {
     let origin = Server::start(&source, &fast);
     let replica = replica_of(&origin, &fast);
     has_price(&replica);
+    let below = replica_of(&replica, &["--heartbeat", "1s"]);
+    has_price(&below);
     let mut stream = replica.stream("/stream");
+    let mut stream_below = below.stream("/stream");
     let status = |stream: &mut Stream, is_stale: bool| loop {
         let event = stream.event();
         if event.name.is_some() && event.json()["stale"] == is_stale {
@@ -313,9 +316,13 @@ fn a_replica_is_stale_when_its_origin_says_so_or_has_gone() {
     source.say(Say::Status(500, String::new(), "oops".into()));
     eventually("the reason is the origin's", || status(&mut stream, true)["reason"] == "HTTP 500");
     assert_eq!(replica.get("/healthz").status, 503);
+    eventually("also below", || status(&mut stream_below, true)["reason"] == "HTTP 500");
     source.say(Say::Prices);
-    status(&mut stream, false);
-    stream.update();
+    for stream in [&mut stream, &mut stream_below] {
+        assert_eq!(stream.named("status")["stale"], false, "told before the first new price");
+        assert_eq!(stream.event().name, None);
+    }
+    drop((below, stream_below));
     // The origin is frozen: its connection is open, and three heartbeats do not come.
     origin.signal(Signal::SIGSTOP);
     assert_eq!(status(&mut stream, true)["stale"], true);

@@ -21,8 +21,9 @@ pub struct History {
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
-    /// A cursor below this timestamp has missed something that is gone. `None` where nobody knows,
-    /// until the first update sets it: till then every cursor but 0 may have missed something.
+    /// A cursor below this timestamp has missed something that is gone. It is above the newest update only
+    /// while the next one follows a gap. `None` where nobody knows, until the first update sets it: till
+    /// then every cursor but 0 may have missed something.
     complete_since: Option<u64>,
     /// Whether the updates are made by this process, rather than by an origin.
     makes_updates: bool,

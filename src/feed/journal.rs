@@ -90,8 +90,8 @@ impl Journal {
             Err(error) => {
                 journal.retry_later(error);
                 if journal.empty().is_err() {
-                    // Perhaps the process before could not empty it either, and went on without it. Nobody
-                    // knows what it lacks.
+                    // If the process before could not empty it either, it has gone on and left the file
+                    // as it was: the end of what was read here may be missing.
                     history.mark_lost_end();
                 }
             }
@@ -203,8 +203,8 @@ impl Journal {
             return;
         }
         if let Err(error) = self.rewrite(&feed.backlog(Cursor::After(0), usize::MAX)) {
-            // An old file that has everything goes on. Where there is none, what is at the path could
-            // perhaps not be emptied before.
+            // An old file that has everything goes on. Where there is none, what is at the path is out of
+            // date, and emptying it may have failed before.
             if self.file.is_none() {
                 self.discard();
             }

@@ -1,7 +1,7 @@
 //! The feed: the history of updates, and the subscribers that wait for the next one. Shared by the
 //! poller or the follower (publishes), the janitor (expires), the heartbeat (beats) and every client's
 //! thread (subscribes). This room is about updates: nothing here knows the source (only whether its
-//! prices are made up), nor a client's connection. Of how updates leave it knows the wire form of an
+//! prices are made up), nor a client's connection. Of the way out it knows only the wire form of an
 //! event.
 
 mod cursor;
@@ -192,7 +192,7 @@ impl Feed {
             state.last_sent = Instant::now();
             drop(state);
             send(&mut subscribers, &status);
-            // While prices were stale it slept without a look at `stale_at`.
+            // While prices were stale the heartbeat slept without regard to `stale_at`.
             self.wake();
         }
     }
@@ -227,8 +227,8 @@ impl Feed {
         let _ = self.wake_heartbeat.try_send(());
     }
 
-    /// Tells all that prices have become stale, and returns why, where that is so just now. Called by
-    /// the heartbeat.
+    /// Where prices have become stale and nobody was told yet: tells all, and returns why. Called by the
+    /// heartbeat.
     pub fn tell_if_stale(&self) -> Option<String> {
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();

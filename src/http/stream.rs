@@ -34,7 +34,8 @@ pub fn head(made_up: bool) -> Response {
 /// What a client's thread has while it streams.
 pub struct Stream<'a> {
     pub socket: &'a TcpStream,
-    /// The last update that was written, or what the client asked for.
+    /// From where to subscribe: first from what the client has asked for, then from the last update that
+    /// it has had, or that was there when it came.
     pub position: Cursor,
     /// Updates up to this timestamp are not sent: the client has had them from another replica, which was
     /// ahead of this one. Mostly 0.
@@ -87,6 +88,7 @@ impl Stream<'_> {
         }
         self.socket.write_all(&bytes)?;
         self.socket.write_all(backlog.wire().as_bytes())?;
+        // Not what it has asked for, which may be ahead of all updates: what comes is sent all the same.
         self.position = Cursor::After(backlog.last.max(self.skip_until));
         METRICS.updates_replayed.add(backlog.updates as u64);
         Ok(())

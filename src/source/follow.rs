@@ -20,9 +20,9 @@ use crate::system::{METRICS, Shutdown, latest_plausible};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An origin that has said nothing for so many heartbeats is gone.
 const QUIET_HEARTBEATS: u32 = 3;
-/// Where the clock of an origin was set back, and it began anew, its updates are not after our last one.
-/// They are passed over until they are. One that is further back than this (in ms) is an error instead:
-/// so clients are told that prices are stale, however long that takes.
+/// Where an origin began anew with its clock set back, its updates are older than our last one. They are
+/// passed over until its clock has caught up. One that is older by more than this (in ms) is an error
+/// instead, so that clients are told that prices are stale until then.
 const MOST_BEHIND: u64 = 60_000;
 
 pub struct Follower {
@@ -95,10 +95,7 @@ impl Follower {
         self.is_after_gap = false;
         loop {
             match stream.next()? {
-                Message::Update(update) => {
-                    self.take(update)?;
-                    self.origin_is_there();
-                }
+                Message::Update(update) => self.take(update)?,
                 Message::Comment => self.origin_is_there(),
                 Message::Gap => self.is_after_gap = true,
                 // This alone does not end an outage: the updates after it may be refused again.
@@ -113,6 +110,7 @@ impl Follower {
 
     fn take(&mut self, update: Update) -> Result<(), FetchError> {
         self.check(update)?;
+        self.origin_is_there();
         if update.timestamp > self.last {
             self.publish(update);
         }

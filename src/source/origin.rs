@@ -97,7 +97,7 @@ impl OriginStream {
 fn check(response: &Response<Body>) -> Result<(), FetchError> {
     let status = response.status();
     if status != 200 {
-        let detail = "no stream; --follow is for the address of a btc-ticker";
+        let detail = "no stream for us now; --follow is for the address of a btc-ticker";
         return Err(FetchError::new(&format!("HTTP {}", status.as_u16()), detail));
     }
     if response.headers().contains_key(PRICE_SOURCE) {
