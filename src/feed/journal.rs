@@ -90,8 +90,8 @@ impl Journal {
             Err(error) => {
                 journal.retry_later(error);
                 if journal.empty().is_err() {
-                    // If the process before could not empty it either, it has gone on and left the file
-                    // as it was: the end of what was read here may be missing.
+                    // The process before may have failed to empty it, too, and have gone on without a
+                    // journal. Then what was read here lacks the end.
                     history.mark_lost_end();
                 }
             }

@@ -76,11 +76,12 @@ struct State {
     /// another search.
     search_comments: u32,
     next_search: Instant,
-    /// Every channel holds a clone of it. Gone when the feed has closed: nobody may subscribe any more.
+    /// Every subscriber's `Channel` holds a clone of it. `None` when the feed has closed: nobody may
+    /// subscribe any more.
     open: Option<Sender<Infallible>>,
 }
 
-/// A channel ends when its subscriber leaves, when that falls so far behind that it is full, or when
+/// A channel ends when its subscriber leaves, when it is full because its subscriber is too slow, or when
 /// the feed closes.
 #[derive(Default)]
 struct Subscribers {

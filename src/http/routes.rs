@@ -152,8 +152,8 @@ impl Routes {
         // Only a replica may be behind another one, and only `Last-Event-ID` is always that of an update.
         let may_be_ahead = self.is_replica && request.last_event_id.is_some();
         match from {
-            // One that is further ahead is by a clock that was wrong: this client would get no price until
-            // then.
+            // An id further ahead than that is of a clock that was wrong: its client would get no price until
+            // that time has come.
             Cursor::After(id) if may_be_ahead && id <= unix_millis() + MOST_AHEAD => id,
             _ => 0,
         }

@@ -88,7 +88,8 @@ impl Stream<'_> {
         }
         self.socket.write_all(&bytes)?;
         self.socket.write_all(backlog.wire().as_bytes())?;
-        // Not what it has asked for, which may be ahead of all updates: what comes is sent all the same.
+        // Not the time that it has asked for, which may be ahead of all updates: what comes is sent all the
+        // same. But what it has had from another replica is skipped after the next subscription, too.
         self.position = Cursor::After(backlog.last.max(self.skip_until));
         METRICS.updates_replayed.add(backlog.updates as u64);
         Ok(())

@@ -40,6 +40,8 @@ pub struct Follower {
     origin_is_stale: bool,
     /// Whether it has said that updates before the next one are gone.
     is_after_gap: bool,
+    /// Whether its last update was refused. Until one is taken nothing that it says ends the outage.
+    was_refused: bool,
 }
 
 impl Follower {
@@ -66,6 +68,7 @@ impl Follower {
             last: latest.map_or(0, |update| update.timestamp),
             origin_is_stale: false,
             is_after_gap: false,
+            was_refused: false,
         }
     }
 
@@ -80,9 +83,10 @@ impl Follower {
             let Err(error) = self.follow();
             self.publisher.settle();
             if !shutdown.is_set() {
-                let pause = self.outages.source_fails(&error).max(self.interval);
-                // However long the interval is: a stream is not asked at ticks, and need not wait for one.
-                let pause = pause.min(LONGEST_PAUSE);
+                let pause = self.outages.source_fails(&error);
+                // After its first failure a poller waits for the next tick. Here there are no ticks: it
+                // is an interval, but not a long one.
+                let pause = pause.max(self.interval).min(LONGEST_PAUSE);
                 shutdown.wait_deadline(Instant::now() + pause);
             }
         }
@@ -98,7 +102,6 @@ impl Follower {
                 Message::Update(update) => self.take(update)?,
                 Message::Comment => self.origin_is_there(),
                 Message::Gap => self.is_after_gap = true,
-                // This alone does not end an outage: the updates after it may be refused again.
                 Message::Status(status) => self.pass_on(&status),
             }
             if stream.is_drained() {
@@ -109,7 +112,9 @@ impl Follower {
     }
 
     fn take(&mut self, update: Update) -> Result<(), FetchError> {
-        self.check(update)?;
+        let checked = self.check(update);
+        self.was_refused = checked.is_err();
+        checked?;
         self.origin_is_there();
         if update.timestamp > self.last {
             self.publish(update);
@@ -143,7 +148,7 @@ impl Follower {
 
     /// The origin was heard. So prices are fresh, unless it has said that its own are stale.
     fn origin_is_there(&mut self) {
-        if !self.origin_is_stale {
+        if !self.origin_is_stale && !self.was_refused {
             self.outages.source_is_well(self.patience);
         }
     }
@@ -152,6 +157,8 @@ impl Follower {
         self.origin_is_stale = status.stale;
         if status.stale {
             self.feed.source_fails(&status.reason, Duration::ZERO);
+        } else {
+            self.origin_is_there();
         }
     }
 }

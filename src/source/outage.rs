@@ -74,8 +74,8 @@ impl Outages {
     }
 }
 
-/// Nothing after the first failure. Then it doubles from the interval, with jitter, so that many who fail
-/// together do not return together.
+/// Nothing after the first failure, when a poller waits for its next tick. Then it doubles from the
+/// interval, with jitter, so that many who fail together do not return together.
 fn backoff(failures: u32, interval: Duration) -> Duration {
     if failures == 1 {
         return Duration::ZERO;
