@@ -21,9 +21,9 @@ pub struct History {
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
-    /// A cursor below this timestamp has missed something that is gone. It is above the newest update only
-    /// while the next one follows a gap. `None` where nobody knows, until the first update sets it: till
-    /// then every cursor but 0 may have missed something.
+    /// A cursor below this timestamp has missed something that is gone. Once there are updates, it is above
+    /// the newest only while the next one follows a gap. `None` where nobody knows, until the first update
+    /// sets it: till then every cursor but 0 may have missed something.
     complete_since: Option<u64>,
     /// Whether the updates are made by this process, rather than by an origin.
     makes_updates: bool,
@@ -108,9 +108,9 @@ impl History {
 
     /// Whether updates are missing between the newest and the next one.
     pub fn next_follows_gap(&self) -> bool {
-        match self.complete_since {
-            Some(complete_since) => self.newest() < complete_since && !self.updates.is_empty(),
-            None => false,
+        match (self.latest(), self.complete_since) {
+            (Some(latest), Some(complete_since)) => latest.timestamp < complete_since,
+            _ => false,
         }
     }
 

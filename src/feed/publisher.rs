@@ -35,8 +35,9 @@ impl Publisher {
     /// Updates are missing between the last and the one at `oldest`, which comes next.
     pub fn mark_gap(&mut self, oldest: u64) {
         self.feed.mark_gap(oldest);
-        // The file is written anew at the next update, with a first line that says since when nothing is
-        // missing. A restart gives up what stands before that, as the history does.
+        // The file is written anew at the next update. It still has the updates from before the gap, but
+        // its first line says a later time for `complete_since`. So a restart gives them up, as the
+        // history does.
         if let Some(journal) = &mut self.journal {
             journal.discard();
         }

@@ -14,8 +14,9 @@ use crate::system::METRICS;
 
 /// A connection whose buffers are full and that takes nothing for so long is closed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most responses fit, and leave in one piece. It is more than 1 KiB for another reason, too: glibc keeps
-/// smaller blocks that are freed for the thread that had them, and a stream's thread stays for hours.
+/// Most responses fit, and leave in one piece. It is more than 1 KiB for another reason, too: a smaller
+/// block would stay with its thread after it was freed, in a cache of glibc, and a stream's thread stays
+/// for hours.
 const WRITE_BUFFER: usize = 4 * 1024;
 /// How long, and for how many bytes, the client may go on sending after its last answer.
 const LINGER: Duration = Duration::from_secs(1);

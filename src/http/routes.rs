@@ -88,7 +88,8 @@ impl Routes {
     fn route(&self, request: &Request) -> Answer {
         match request.method {
             Method::Get | Method::Head => {}
-            // About the server as a whole, or from a page of another origin that streams by `fetch`.
+            // Either `OPTIONS *`, or a browser asks first whether the page of another site may stream by
+            // `fetch` (CORS).
             Method::Options => return options().into(),
             _ => {
                 let error = Response::error(405, "there is only GET, HEAD and OPTIONS");

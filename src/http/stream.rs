@@ -88,8 +88,9 @@ impl Stream<'_> {
         }
         self.socket.write_all(&bytes)?;
         self.socket.write_all(backlog.wire().as_bytes())?;
-        // Not the time that it has asked for, which may be ahead of all updates: what comes is sent all the
-        // same. But what it has had from another replica is skipped after the next subscription, too.
+        // From now on the position is what the client has had. So a `since` ahead of all updates is
+        // forgotten, and what comes is sent all the same. But what it has had from another replica is not
+        // to be in a later backlog.
         self.position = Cursor::After(backlog.last.max(self.skip_until));
         METRICS.updates_replayed.add(backlog.updates as u64);
         Ok(())

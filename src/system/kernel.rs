@@ -34,7 +34,7 @@ pub fn survive_broken_pipes() {
 #[allow(unsafe_code)]
 pub fn wake_in_batches() {
     // SAFETY: it reads `priority` while it runs and touches no other memory of ours. 0 is this thread.
-    // Where it is refused everything works, only slower.
+    // Where it is refused everything works, only slower. (In musl a `sched_param` is another struct.)
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
         let priority = nix::libc::sched_param { sched_priority: 0 };
