@@ -46,6 +46,7 @@ pub struct Config {
     #[arg(conflicts_with_all = ["source", "source_url", "price_at"])]
     follow: Option<String>,
 
+    // Hyphens are allowed so that -5s is told what a duration looks like, and not that there is no option -5.
     /// How often the source is asked; in a replica, the same as at its origin
     #[arg(long, env = "BTC_TICKER_INTERVAL", default_value = "5s", allow_hyphen_values = true, value_parser = duration)]
     pub interval: Duration,

@@ -21,7 +21,7 @@ pub struct History {
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
-    /// A cursor below this timestamp has missed something that is gone. Once there are updates, it is above
+    /// A cursor below this timestamp may have missed something that is gone. Once there are updates, it is above
     /// the newest only while the next one follows a gap. `None` where nobody knows, until the first update
     /// sets it: till then every cursor but 0 may have missed something.
     complete_since: Option<u64>,
@@ -50,11 +50,11 @@ impl Entry {
 pub struct Backlog {
     /// Told first, where something between the cursor and these updates is gone.
     pub gap: Option<Arc<Event>>,
-    /// A cursor below this has missed something. `None` where the first update decides.
+    /// A cursor below this may have missed something. `None` where the first update decides.
     pub complete_since: Option<u64>,
     pub updates: usize,
-    /// The timestamp of the last of them; of the newest update where there are none; 0 where there is none
-    /// at all. A client that has written all of this goes on from it.
+    /// The timestamp of the last of them. Where this backlog is empty, that of the newest update in the
+    /// history; 0 where that is empty, too. A client that has written all of this goes on from it.
     pub last: u64,
     joined: Arc<str>,
     range: Range<usize>,
@@ -92,8 +92,9 @@ impl History {
         self.complete_since = complete_since;
     }
 
-    /// A cursor below `complete_since` (Unix milliseconds) may have missed something.
-    pub fn mark_gap(&mut self, complete_since: u64) {
+    /// A cursor below this (Unix milliseconds) may have missed something. Where it is above the newest
+    /// update, the next one follows a gap.
+    pub fn raise_complete_since(&mut self, complete_since: u64) {
         let before = self.complete_since.unwrap_or(0);
         self.complete_since = Some(before.max(complete_since));
     }
@@ -102,7 +103,7 @@ impl History {
     /// journal.
     pub fn mark_lost_end(&mut self) {
         if self.makes_updates {
-            self.mark_gap(self.next_timestamp());
+            self.raise_complete_since(self.next_timestamp());
         }
     }
 
@@ -142,8 +143,8 @@ impl History {
     /// Adds an update, whose timestamp is above that of the newest.
     pub fn push(&mut self, update: Update, event: Arc<Event>) {
         if self.next_follows_gap() {
-            // What stands before a gap is given up: the history is one piece, of which a client that has
-            // all of it (`since=0`, such as a replica) misses nothing.
+            // What stands before a gap is dropped, so that the history has no hole: who asks for all of it
+            // (`since=0`, as a new replica does) is told of no gap.
             self.updates.clear();
         }
         if self.complete_since.is_none() {
@@ -174,7 +175,7 @@ impl History {
     fn forget_oldest(&mut self) {
         let Some(forgotten) = self.updates.pop_front() else { return };
         self.joined = None;
-        self.mark_gap(forgotten.update.timestamp);
+        self.raise_complete_since(forgotten.update.timestamp);
     }
 
     /// The first `limit` updates after a cursor, or the latest ones.

@@ -41,12 +41,12 @@ pub struct Journal {
     made_up: bool,
     /// Held as long as the process lives, for its lock.
     _lock: File,
-    /// Open for appending, where it has all that was published. Else it has to be written anew.
+    /// Open for appending, while it has all that was published. `None` when it has to be written anew.
     file: Option<File>,
     /// How long that file is, and how many updates it has.
     length: u64,
     updates: usize,
-    /// After an error the disk is not tried again before.
+    /// The disk is not tried before this, which each error puts off.
     next_try: Instant,
     errors: RateLimitedLog,
 }
@@ -63,8 +63,8 @@ struct Header {
 impl Journal {
     /// Opens the file, which may be new, and gives the history what is in it. The error is what the
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
-    /// refuse each other. A disk that fails is no error: the service starts with what it can read. The
-    /// rest is given up: the file is emptied, and written anew when it can be.
+    /// refuse each other. A disk that fails is no error once there is a lock: the service starts with
+    /// what it can read. The rest is given up: the file is emptied, and written anew when it can be.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
         let refusal = |error| format!("--journal {}: {error}; {ADVICE}", path.display());
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
@@ -90,8 +90,8 @@ impl Journal {
             Err(error) => {
                 journal.retry_later(error);
                 if journal.empty().is_err() {
-                    // The process before may have failed to empty it, too, and have gone on without a
-                    // journal. Then what was read here lacks the end.
+                    // Perhaps the process before could not empty it, either. Then it has gone on without a
+                    // journal, and what was read here, though whole, lacks the end.
                     history.mark_lost_end();
                 }
             }
@@ -131,7 +131,7 @@ impl Journal {
                 continue;
             };
             if is_damaged {
-                history.mark_gap(update.timestamp);
+                history.raise_complete_since(update.timestamp);
                 is_damaged = false;
             }
             history.push(update, Arc::new(Event::update(update)));
@@ -280,7 +280,7 @@ impl Journal {
         let ours = self.file.take();
         match (File::create(&self.path), ours) {
             (Ok(new), _) => new.sync_data(),
-            // Nothing can be put at the path now, because its folder was moved away. When that comes back
+            // Nothing can be put at the path now: its folder was moved away, for example. When that is back
             // our file is there again, and would be believed.
             (Err(_), Some(ours)) => {
                 ours.set_len(0)?;

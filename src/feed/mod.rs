@@ -170,7 +170,7 @@ impl Feed {
     /// Updates are missing before the one at `oldest`, which comes next: whoever needs them is told.
     /// Called by the publisher.
     pub fn mark_gap(&self, oldest: u64) {
-        self.state.lock().history.mark_gap(oldest);
+        self.state.lock().history.raise_complete_since(oldest);
     }
 
     /// The present as the timestamp of the next update, above all others. Called by the poller. No other

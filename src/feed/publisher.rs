@@ -35,9 +35,9 @@ impl Publisher {
     /// Updates are missing between the last and the one at `oldest`, which comes next.
     pub fn mark_gap(&mut self, oldest: u64) {
         self.feed.mark_gap(oldest);
-        // The file is written anew at the next update. It still has the updates from before the gap, but
-        // its first line says a later time for `complete_since`. So a restart gives them up, as the
-        // history does.
+        // The next update has the file written anew, just before the history drops what stands before the
+        // gap. So the file has that, too, but its first line says `oldest` for `complete_since`, and a
+        // restart that reads it drops the same.
         if let Some(journal) = &mut self.journal {
             journal.discard();
         }

@@ -84,8 +84,8 @@ impl Follower {
             self.publisher.settle();
             if !shutdown.is_set() {
                 let pause = self.outages.source_fails(&error);
-                // There is no tick to wait for after the first failure, which a poller has: it waits for
-                // an interval, though never longer than the longest pause.
+                // After the first failure that is zero, because a poller waits for its next tick. A
+                // follower has no ticks: it waits for an interval, but never longer than the longest pause.
                 let pause = pause.max(self.interval).min(LONGEST_PAUSE);
                 shutdown.wait_deadline(Instant::now() + pause);
             }
@@ -156,7 +156,7 @@ impl Follower {
     fn pass_on(&mut self, status: &Status) {
         self.origin_is_stale = status.stale;
         if status.stale {
-            // No outage of ours, after which there is something to retry: only clients are told, at once.
+            // Our connection is well. So for `Outages` nothing has failed: only clients are told, at once.
             self.feed.source_fails(&status.reason, Duration::ZERO);
         } else {
             self.origin_is_there();
