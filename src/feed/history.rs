@@ -21,9 +21,9 @@ pub struct History {
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
-    /// A cursor below this timestamp may have missed something that is gone. Once there are updates, it is above
-    /// the newest only while the next one follows a gap. `None` where nobody knows, until the first update
-    /// sets it: till then every cursor but 0 may have missed something.
+    /// A cursor below this timestamp may have missed something that is gone. To raise it above the newest
+    /// update is how a gap is announced: the next `push` then drops all that is before. `None` where nobody
+    /// knows, until the first update sets it: till then every cursor but 0 may have missed something.
     complete_since: Option<u64>,
     /// Whether the updates are made by this process, rather than by an origin.
     makes_updates: bool,
@@ -92,8 +92,7 @@ impl History {
         self.complete_since = complete_since;
     }
 
-    /// A cursor below this (Unix milliseconds) may have missed something. Where it is above the newest
-    /// update, the next one follows a gap.
+    /// A cursor below this (Unix milliseconds) may have missed something.
     pub fn raise_complete_since(&mut self, complete_since: u64) {
         let before = self.complete_since.unwrap_or(0);
         self.complete_since = Some(before.max(complete_since));
@@ -103,6 +102,7 @@ impl History {
     /// journal.
     pub fn mark_lost_end(&mut self) {
         if self.makes_updates {
+            // Above the newest, so the next one follows a gap.
             self.raise_complete_since(self.next_timestamp());
         }
     }

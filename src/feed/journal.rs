@@ -90,8 +90,8 @@ impl Journal {
             Err(error) => {
                 journal.retry_later(error);
                 if journal.empty().is_err() {
-                    // Perhaps the process before could not empty it, either. Then it has gone on without a
-                    // journal, and what was read here, though whole, lacks the end.
+                    // The last process may have had the same trouble: then it went on, and its later updates
+                    // are not in this file. So clients are told a gap.
                     history.mark_lost_end();
                 }
             }
@@ -131,6 +131,7 @@ impl Journal {
                 continue;
             };
             if is_damaged {
+                // So `push` drops what stands before the damage.
                 history.raise_complete_since(update.timestamp);
                 is_damaged = false;
             }

@@ -33,8 +33,9 @@ pub use publisher::Publisher;
 /// is memory per client, and because one that lost it finds what it missed in the history.
 const CHANNEL_CAPACITY: usize = 8;
 
-/// Writing to a client that has gone fails the second time only. So a full service searches for those
-/// who have gone by two comments, so far apart.
+/// What is written to a client that has gone reaches its machine, which answers that nobody is there: only
+/// the second write fails. So a full service searches for those who have gone by two comments, so far
+/// apart.
 const SEARCH_COMMENTS: u32 = 2;
 const SEARCH_PAUSE: Duration = Duration::from_millis(750);
 /// However many clients find no place, it searches no more often than this.
@@ -55,7 +56,8 @@ pub struct Feed {
     /// Wakes the heartbeat's thread before its time. Never ends: the feed has both ends.
     wake_heartbeat: Sender<()>,
     wakes: Receiver<()>,
-    /// Closes when the feed has closed and the last subscriber has left.
+    /// Nothing is sent on it (`Infallible` has no value). It closes when its other end, the presence, and all
+    /// clones of that are dropped: when the feed has closed and the last subscriber has left.
     all_gone: Receiver<Infallible>,
     /// Whether prices are made up: every status says so.
     made_up: bool,
@@ -78,7 +80,7 @@ struct State {
     next_search: Instant,
     /// Every subscriber's `Channel` holds a clone of it. `None` when the feed has closed: nobody may
     /// subscribe any more.
-    open: Option<Sender<Infallible>>,
+    presence: Option<Sender<Infallible>>,
 }
 
 /// A channel ends when its subscriber leaves, when it is full because its subscriber is too slow, or when
@@ -105,7 +107,7 @@ pub struct Channel {
     number: u64,
     feed: Arc<Feed>,
     /// Tells `main` when the last one has gone.
-    _open: Sender<Infallible>,
+    _presence: Sender<Infallible>,
 }
 
 /// How the feed is doing at one moment.
@@ -125,7 +127,7 @@ impl Feed {
     /// count with their age. Called by `main`.
     pub fn new(history: History, made_up: bool, patience: Duration) -> Arc<Feed> {
         let now = Instant::now();
-        let (open, all_gone) = bounded(0);
+        let (presence, all_gone) = bounded(0);
         let (wake_heartbeat, wakes) = bounded(1);
         let age = history.age().unwrap_or_default();
         let state = State {
@@ -137,7 +139,7 @@ impl Feed {
             last_sent: now,
             search_comments: 0,
             next_search: now,
-            open: Some(open),
+            presence: Some(presence),
         };
         Arc::new(Feed {
             subscribers: Mutex::default(),
@@ -277,7 +279,7 @@ impl Feed {
         let (sender, live) = bounded(CHANNEL_CAPACITY);
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
-        let open = state.open.clone()?;
+        let presence = state.presence.clone()?;
         let is_new = from == Cursor::Latest;
         let limit = if is_new { 1 } else { usize::MAX };
         let backlog = state.history.backlog(from, limit);
@@ -287,7 +289,7 @@ impl Feed {
         subscribers.last_number += 1;
         let number = subscribers.last_number;
         subscribers.channels.insert(number, sender);
-        let channel = Channel { live, number, feed: self.clone(), _open: open };
+        let channel = Channel { live, number, feed: self.clone(), _presence: presence };
         Some(Subscription { status, backlog, channel })
     }
 
@@ -306,7 +308,7 @@ impl Feed {
     /// subscriber has left. Called once, by `main`, when the service stops.
     pub fn close(&self) -> Receiver<Infallible> {
         let mut subscribers = self.subscribers.lock();
-        self.state.lock().open = None;
+        self.state.lock().presence = None;
         // Dropping the channels wakes them all: not while a lock is held.
         let leaving = mem::take(&mut *subscribers);
         drop(subscribers);

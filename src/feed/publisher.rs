@@ -25,7 +25,8 @@ impl Publisher {
         self.feed.publish(update);
     }
 
-    /// Lets the journal do what takes longer: to be called when no other update is waiting.
+    /// Lets the journal do what takes longer: to be called when no other update is waiting. What is written
+    /// survives the end of this process at once; a power cut only when it is synced here.
     pub fn settle(&mut self) {
         if let Some(journal) = &mut self.journal {
             journal.settle(&self.feed);
@@ -35,9 +36,8 @@ impl Publisher {
     /// Updates are missing between the last and the one at `oldest`, which comes next.
     pub fn mark_gap(&mut self, oldest: u64) {
         self.feed.mark_gap(oldest);
-        // The next update has the file written anew, just before the history drops what stands before the
-        // gap. So the file has that, too, but its first line says `oldest` for `complete_since`, and a
-        // restart that reads it drops the same.
+        // The first line of the file has to say `oldest` now: so the file is emptied, and the next `append`
+        // writes it anew. Lines from before the gap do no harm there: a restart drops them.
         if let Some(journal) = &mut self.journal {
             journal.discard();
         }

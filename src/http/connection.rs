@@ -31,7 +31,8 @@ enum Next {
     Gone,
 }
 
-/// Serves a client until its connection ends. Called on the thread of the connection.
+/// Serves a client until its connection ends. Called on the thread of the connection. A `&TcpStream` can
+/// read and write: std has both for it, because the system does the locking.
 pub fn serve(socket: &TcpStream, routes: &Routes) {
     match answer_all(socket, routes) {
         Ok(Next::Stream(start)) => routes.stream(socket, start),

@@ -125,7 +125,8 @@ fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::R
 
 /// Takes a request off the beginning of what was read. `None` while the rest of it is still to come.
 fn parse(bytes: &mut Vec<u8>) -> Result<Option<Request>, Refusal> {
-    // On the heap, because on the stack they would be a page of every client's memory.
+    // On the heap, because on the stack they would be a page of every client's memory. The parser uses the
+    // free room of the Vec, whose length stays 0.
     let mut headers = Vec::with_capacity(MAX_HEADERS);
     let mut head = httparse::Request::new(&mut []);
     let end = match head.parse_with_uninit_headers(bytes, headers.spare_capacity_mut()) {

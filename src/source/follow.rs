@@ -92,7 +92,8 @@ impl Follower {
         }
     }
 
-    /// Connects, and publishes what comes until the connection fails.
+    /// Connects, and publishes what comes until the connection fails. `Infallible` has no value: it returns
+    /// nothing but an error.
     fn follow(&mut self) -> Result<Infallible, FetchError> {
         let mut stream = OriginStream::open(&self.agent, &self.url, self.last)?;
         self.origin_is_stale = false;

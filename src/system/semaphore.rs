@@ -20,6 +20,7 @@ impl Semaphore {
     /// A permit, or `None` where all are taken.
     pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
         let one_more = |taken| if taken < self.limit { Some(taken + 1) } else { None };
+        // Relaxed, because only this number has to be right: no other memory is handed over with it.
         match self.taken.fetch_update(Relaxed, Relaxed, one_more) {
             Ok(_) => Some(Permit(self.clone())),
             Err(_) => None,

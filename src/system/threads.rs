@@ -87,6 +87,7 @@ impl Threads {
         let shutdown = self.shutdown.clone();
         let run = move || {
             work(&shutdown);
+            // Named here, so that the closure owns it. A panic drops it, too.
             drop(guard);
         };
         self.handles.push(Builder::new().name(name.to_owned()).spawn(run)?);
