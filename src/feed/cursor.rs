@@ -33,7 +33,8 @@ impl Cursor {
     }
 }
 
-/// Unix milliseconds; never 0, which is all there is, unless it was written so.
+/// Reads a time as Unix milliseconds. Only a 0 that was written so is 0, which asks for all there is: any
+/// other time so early is 1.
 fn read(text: &str, now: u64) -> Option<u64> {
     if let Ok(number) = text.parse::<u64>() {
         return Some(if number < SECONDS_BELOW { number * 1000 } else { number });
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_may_be_a_day_ahead_of_the_clock_or_of_the_newest_update() {
+    fn a_cursor_may_be_a_day_ahead_of_the_clock_or_as_far_as_the_newest_update() {
         let now = unix_millis();
         let (hour, day) = (3_600_000, 86_400_000);
         for (cursor, newest, is_read) in [

@@ -21,9 +21,9 @@ pub struct History {
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
-    /// A cursor below this timestamp may have missed something that is gone. To raise it above the newest
-    /// update is how a gap is announced: the next `push` then drops all that is before. `None` where nobody
-    /// knows, until the first update sets it: till then every cursor but 0 may have missed something.
+    /// Since when nothing is missing: a cursor below this timestamp may have missed something. To raise it
+    /// above the newest update is how a gap is announced: the next `push` then drops all that is before.
+    /// `None` where nobody knows: the first update sets it.
     complete_since: Option<u64>,
     /// Whether the updates are made by this process, rather than by an origin.
     makes_updates: bool,
@@ -98,8 +98,8 @@ impl History {
         self.complete_since = Some(before.max(complete_since));
     }
 
-    /// What came after the newest update may be lost. (A replica asks its origin for it.) Called by the
-    /// journal.
+    /// Updates after the newest may be lost, with any timestamp up to now. (A replica asks its origin for
+    /// them.) Called by the journal.
     pub fn mark_lost_end(&mut self) {
         if self.makes_updates {
             // Above the newest, so the next one follows a gap.

@@ -125,7 +125,7 @@ impl Journal {
             number += 1;
             let Some(update) = parse(&line, history.newest()) else {
                 if !is_damaged {
-                    log::warn!("journal: line {number} is damaged: clients are told a gap");
+                    log::warn!("journal: line {number} is damaged, and given up");
                 }
                 is_damaged = true;
                 continue;

@@ -123,8 +123,8 @@ pub struct Snapshot {
 }
 
 impl Feed {
-    /// Prices are stale where no source is heard for `patience`; updates that the history has already
-    /// count with their age. Called by `main`.
+    /// Prices are stale where no source is heard for `patience`. Where the history has updates already, the
+    /// age of the newest is taken off that. Called by `main`.
     pub fn new(history: History, made_up: bool, patience: Duration) -> Arc<Feed> {
         let now = Instant::now();
         let (presence, all_gone) = bounded(0);

@@ -10,8 +10,8 @@ use tiny_http::StatusCode;
 
 use crate::feed::Backlog;
 
-/// For what is true only now: it is not to be kept, nor to be compressed, for which a proxy would hold a
-/// stream back.
+/// For what is true only now: nobody may keep it, nor compress it. (To compress a stream, a proxy would hold
+/// it back.)
 pub const CACHE_CONTROL: &str = "no-store, no-transform";
 
 /// The answer to one request.

@@ -19,7 +19,8 @@ const NOT_FOUND: &str = "there is /, /stream, /price, /history, /healthz, /metri
 const METHODS: &str = "GET, HEAD, OPTIONS";
 /// What the metrics call all paths that are not there: anybody can make up others.
 pub const UNKNOWN_PATH: &str = "other";
-/// Clocks of an origin and its replicas differ by some seconds (in ms here).
+/// How far (in ms) an id may be ahead of our clock: those of an origin and its replicas differ by some
+/// seconds.
 const MOST_AHEAD: u64 = 60_000;
 /// How many updates `/history` answers at most.
 const MOST_ANSWERED: usize = 100_000;
@@ -153,8 +154,8 @@ impl Routes {
         // Only a replica may be behind another one, and only `Last-Event-ID` is always that of an update.
         let may_be_ahead = self.is_replica && request.last_event_id.is_some();
         match from {
-            // An id further ahead than that is of a clock that was wrong: its client would get no price until
-            // that time has come.
+            // One that is further ahead was made by a clock that was wrong. If all up to it were skipped, the
+            // client would get no price until that time has come.
             Cursor::After(id) if may_be_ahead && id <= unix_millis() + MOST_AHEAD => id,
             _ => 0,
         }
