@@ -33,8 +33,8 @@ impl Cursor {
     }
 }
 
-/// Reads a time as Unix milliseconds. Only a 0 that was written so is 0, which asks for all there is: any
-/// other time so early is 1.
+/// Reads a time as Unix milliseconds. 0 asks for all there is, and only the number 0 means that: a date or
+/// a "how long ago" that is so early becomes 1.
 fn read(text: &str, now: u64) -> Option<u64> {
     if let Ok(number) = text.parse::<u64>() {
         return Some(if number < SECONDS_BELOW { number * 1000 } else { number });

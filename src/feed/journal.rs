@@ -70,7 +70,7 @@ impl Journal {
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             return Err(refusal(mistake("this is no file")));
         }
-        // There from the beginning, so that a link leads somewhere. Errors show below.
+        // Made where it is missing, so that a link has something to lead to. Errors show below.
         let _ = OpenOptions::new().append(true).create(true).open(path);
         // A link stays a link: what it points to is replaced.
         let path = fs::canonicalize(path).unwrap_or(path.to_owned());
@@ -90,8 +90,9 @@ impl Journal {
             Err(error) => {
                 journal.retry_later(error);
                 if journal.empty().is_err() {
-                    // The last process may have had the same trouble: then it went on, and its later updates
-                    // are not in this file. So clients are told a gap.
+                    // Perhaps the last process could not empty it, either. Then it went on without the file,
+                    // which lacks what came after that: so clients are told a gap. (Had it emptied the file,
+                    // nothing would have been read.)
                     history.mark_lost_end();
                 }
             }

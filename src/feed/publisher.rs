@@ -37,7 +37,8 @@ impl Publisher {
     pub fn mark_gap(&mut self, oldest: u64) {
         self.feed.mark_gap(oldest);
         // The first line of the file has to say `oldest` now: so the file is emptied, and the next `append`
-        // writes it anew. Lines from before the gap do no harm there: a restart drops them.
+        // writes it anew. It still has the lines from before the gap then, because the history drops them
+        // only after that, at its next `push`. A restart reads the file through `push`, which drops them, too.
         if let Some(journal) = &mut self.journal {
             journal.discard();
         }

@@ -10,8 +10,8 @@ use ureq::{Agent, Body, RequestBuilder};
 
 use super::error::{FetchError, NO_CONNECTION};
 
-/// A client but for its timeouts.
-pub fn client() -> ConfigBuilder<AgentScope> {
+/// How each client is configured. Who needs it adds the timeouts, and builds it.
+pub fn client_config() -> ConfigBuilder<AgentScope> {
     Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(3)

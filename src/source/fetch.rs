@@ -7,7 +7,7 @@ use serde_json::Value;
 use ureq::Agent;
 use ureq::http::HeaderMap;
 
-use super::client::{call, client};
+use super::client::{call, client_config};
 use super::error::{FetchError, NO_PRICE, NOT_A_PRICE, NOT_JSON};
 use super::{PRICE_SOURCE, Source};
 
@@ -25,7 +25,7 @@ pub struct Fetcher {
 impl Fetcher {
     /// A whole fetch may take as long as `timeout`, from the look-up of the name to the last byte.
     pub fn new(source: Source, timeout: Duration) -> Fetcher {
-        let mut config = client().timeout_global(Some(timeout));
+        let mut config = client_config().timeout_global(Some(timeout));
         if source.made_up {
             // What this process serves itself is behind no proxy, whatever the environment says.
             config = config.proxy(None);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ureq::Agent;
 
 use super::Source;
-use super::client::client;
+use super::client::client_config;
 use super::error::{FetchError, NOT_A_PRICE, NOT_NEW};
 use super::origin::{Message, OriginStream, Status};
 use super::outage::{LONGEST_PAUSE, Outages};
@@ -56,7 +56,7 @@ impl Follower {
         let latest = feed.snapshot().latest;
         let patience = heartbeat * QUIET_HEARTBEATS;
         let config =
-            client().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_per_read(Some(patience));
+            client_config().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_per_read(Some(patience));
         Follower {
             url: source.url.clone(),
             agent: config.build().into(),
@@ -84,7 +84,7 @@ impl Follower {
             self.publisher.settle();
             if !shutdown.is_set() {
                 let pause = self.outages.source_fails(&error);
-                // After the first failure that is zero, because a poller waits for its next tick. A
+                // `Outages` has no pause after a first failure, because a poller waits for its tick then. A
                 // follower has no ticks: it waits for an interval, but never longer than the longest pause.
                 let pause = pause.max(self.interval).min(LONGEST_PAUSE);
                 shutdown.wait_deadline(Instant::now() + pause);

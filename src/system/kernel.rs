@@ -28,7 +28,7 @@ pub fn survive_broken_pipes() {
     }
 }
 
-/// Lets a thread that wakes wait for its turn, rather than interrupt the one that woke it: an update
+/// Makes a thread that was woken wait for its turn, rather than interrupt the one that woke it: an update
 /// wakes thousands, and each would otherwise run at once and give way again. Spares about a seventh
 /// of the CPU time of a delivery. The threads inherit it.
 #[allow(unsafe_code)]
