@@ -37,6 +37,10 @@ struct Entry {
     /// When it was added, by the clock that never steps, and how old it was then.
     added: Instant,
     age_then: Duration,
+    /// Where its wire form begins, counted from the first update since the start or the last gap. It
+    /// stays when older ones are forgotten: only differences count. So a crowd that comes back does not
+    /// add up the history for each client, under the lock.
+    begin: usize,
 }
 
 impl Entry {
@@ -151,8 +155,9 @@ impl History {
             self.complete_since = Some(update.timestamp);
         }
         let age_then = Duration::from_millis(unix_millis().saturating_sub(update.timestamp));
+        let begin = self.updates.back().map_or(0, |last| last.begin + last.event.wire.len());
         let added = Instant::now();
-        self.updates.push_back(Entry { update, event, added, age_then });
+        self.updates.push_back(Entry { update, event, added, age_then, begin });
         self.joined = None;
         if self.updates.len() > self.capacity {
             self.forget_oldest();
@@ -201,8 +206,7 @@ impl History {
             range = 0..joined.len();
         } else {
             joined = self.joined.get_or_insert_with(|| join(self.updates.iter())).clone();
-            let begin = wire_length(self.updates.range(..start));
-            range = begin..begin + wire_length(self.updates.range(start..end));
+            range = self.offset(start, &joined)..self.offset(end, &joined);
         }
         Backlog { gap, complete_since: self.complete_since, updates, last, joined, range }
     }
@@ -217,11 +221,14 @@ impl History {
         let oldest = self.updates.get(start).map(|entry| entry.update.timestamp);
         Some(Arc::new(Event::gap(since, oldest)))
     }
-}
 
-/// How long the wire form of these updates is.
-fn wire_length<'a>(entries: impl Iterator<Item = &'a Entry>) -> usize {
-    entries.map(|entry| entry.event.wire.len()).sum()
+    /// Where the update with this index begins in what is joined.
+    fn offset(&self, index: usize, joined: &str) -> usize {
+        match self.updates.get(index) {
+            Some(entry) => entry.begin - self.updates[0].begin,
+            None => joined.len(),
+        }
+    }
 }
 
 /// The wire form of these updates in one piece.

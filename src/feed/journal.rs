@@ -180,10 +180,7 @@ impl Journal {
                 self.updates += 1;
                 METRICS.journal_updates.inc();
             }
-            Err(error) => {
-                self.discard();
-                self.retry_later(error);
-            }
+            Err(error) => self.fail(error),
         }
     }
 
@@ -195,8 +192,7 @@ impl Journal {
         }
         let Some(file) = &self.file else { return };
         if let Err(error) = file.sync_data() {
-            self.discard();
-            self.retry_later(error);
+            self.fail(error);
         }
     }
 
@@ -204,13 +200,12 @@ impl Journal {
         if Instant::now() < self.next_try {
             return;
         }
-        if let Err(error) = self.rewrite(&feed.backlog(Cursor::After(0), usize::MAX)) {
-            // An old file that has everything goes on. Where there is none, what is at the path is out of
-            // date, and emptying it may have failed before.
-            if self.file.is_none() {
-                self.discard();
-            }
-            self.retry_later(error);
+        match self.rewrite(&feed.backlog(Cursor::After(0), usize::MAX)) {
+            Ok(()) => {}
+            // An old file that has everything goes on.
+            Err(error) if self.file.is_some() => self.retry_later(error),
+            // What is at the path is out of date, and emptying it may have failed before.
+            Err(error) => self.fail(error),
         }
     }
 
@@ -290,6 +285,12 @@ impl Journal {
             }
             (Err(error), None) => Err(error),
         }
+    }
+
+    /// What is published now may not be in the file.
+    fn fail(&mut self, error: io::Error) {
+        self.discard();
+        self.retry_later(error);
     }
 
     fn retry_later(&mut self, error: impl Display) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tiny_http::Method;
 
-use super::request;
+use super::request::{self, HEAD_TIMEOUT};
 use super::response::Response;
 use super::routes::{Answer, Routes, StreamStart, UNKNOWN_PATH};
 use crate::system::METRICS;
@@ -47,6 +47,7 @@ pub fn serve(socket: &TcpStream, routes: &Routes) {
 #[inline(never)]
 fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Next> {
     socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     // What was read and not yet answered.
     let mut read = Vec::new();
     loop {

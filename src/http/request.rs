@@ -14,7 +14,7 @@ pub const MAX_HEAD: usize = 8 * 1024;
 const MAX_HEADERS: usize = 64;
 /// How long a head may take, from its first byte, however it is sent; and how long a connection may
 /// be idle before that.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is read at once. More than 1 KiB, so that the allocator takes it back (see `connection`).
 const CHUNK: usize = 1280;
 
@@ -64,8 +64,9 @@ const TOO_LONG: Refusal =
 const VERSION: Refusal =
     Refusal { status: 505, message: "only HTTP/1.1 and HTTP/1.0 are spoken here" };
 
-/// Waits for the next request. `bytes` are what was read and not yet parsed, bounded by `MAX_HEAD`.
-/// `None` when the client has ended the connection, or has been idle for too long.
+/// Waits for the next request, on a socket whose read timeout is `HEAD_TIMEOUT`. `bytes` are what was
+/// read and not yet parsed, bounded by `MAX_HEAD`. `None` when the client has ended the connection, or
+/// has been idle for too long.
 pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Result<Option<Request>, Refusal> {
     if bytes.is_empty() {
         // Until the first byte of a request the connection is idle.
@@ -106,7 +107,12 @@ pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Result<Option<Request>, 
 
 /// Reads what is there, or waits for it for `timeout`. Returns how many bytes came; none at the end.
 fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::Result<usize> {
-    socket.set_read_timeout(Some(timeout))?;
+    // A system call that most requests do not need: they come in one piece, for which the socket's own
+    // timeout is right.
+    let is_shorter = timeout < HEAD_TIMEOUT;
+    if is_shorter {
+        socket.set_read_timeout(Some(timeout))?;
+    }
     let start = bytes.len();
     bytes.resize(MAX_HEAD.min(start + CHUNK), 0);
     let result = loop {
@@ -119,6 +125,9 @@ fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::R
     match &result {
         Ok(count) => bytes.truncate(start + count),
         Err(_) => bytes.truncate(start),
+    }
+    if is_shorter {
+        socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     }
     result
 }

@@ -19,7 +19,8 @@ const SHOWN: usize = 200;
 /// A source with its connection, which is kept between fetches.
 pub struct Fetcher {
     source: Source,
-    agent: Agent,
+    /// `main` shuts a clone of it down, which ends a fetch at once.
+    pub agent: Agent,
 }
 
 impl Fetcher {
@@ -31,11 +32,6 @@ impl Fetcher {
             config = config.proxy(None);
         }
         Fetcher { source, agent: config.build().into() }
-    }
-
-    /// What `main` shuts down, which ends a fetch at once.
-    pub fn agent(&self) -> Agent {
-        self.agent.clone()
     }
 
     /// Asks for the price once. Waits for the source as long as the timeout allows.

@@ -95,17 +95,17 @@ impl OriginStream {
 
 /// The answer must be a stream of real prices.
 fn check(response: &Response<Body>) -> Result<(), FetchError> {
-    let status = response.status();
+    let advice = "--follow is for the address of a btc-ticker";
+    let status = response.status().as_u16();
     if status != 200 {
-        let detail = "no stream for us now; --follow is for the address of a btc-ticker";
-        return Err(FetchError::new(&format!("HTTP {}", status.as_u16()), detail));
+        let detail = format!("no stream for us now; {advice}");
+        return Err(FetchError::new(&format!("HTTP {status}"), detail));
     }
     if response.headers().contains_key(PRICE_SOURCE) {
         return Err(FetchError::made_up());
     }
     if response.body().mime_type() != Some("text/event-stream") {
-        let detail = "--follow is for the address of a btc-ticker";
-        return Err(FetchError::new(NOT_A_STREAM, detail));
+        return Err(FetchError::new(NOT_A_STREAM, advice));
     }
     Ok(())
 }

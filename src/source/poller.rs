@@ -41,7 +41,7 @@ impl Poller {
 
     /// What `main` shuts down, which ends a fetch at once.
     pub fn agent(&self) -> Agent {
-        self.fetcher.agent()
+        self.fetcher.agent.clone()
     }
 
     /// Runs until shutdown.
