@@ -286,6 +286,26 @@ fn a_replica_with_a_journal_comes_back_with_all_of_it_and_without_a_gap() {
     eventually("stale", || replica.get("/healthz").json()["status"] == "stale");
 }
 
+#[test]
+fn a_journal_that_was_a_pollers_does_not_hide_what_the_origin_has() {
+    let source = Source::start();
+    let origin = Server::start(&source, &[]);
+    let seen = origin.stream("/stream?since=0").updates(5);
+    let (first, last) = (seen[0].id.unwrap(), seen[4].id.unwrap());
+    // It began after all of these. It has no update, or one and then none for a while.
+    let began = common::journal_header(false, last + 1);
+    let one = format!("{{\"timestamp\":{first},\"price\":1.5}}\n");
+    for (name, lines) in [("no-update", began.clone()), ("one-update", began + &one)] {
+        let journal = folder(name).join("journal");
+        std::fs::write(&journal, lines).unwrap();
+        let replica = replica_of(&origin, &["--journal", journal.to_str().unwrap()]);
+        has_price(&replica);
+        let mut stream = replica.stream(&format!("/stream?since={first}"));
+        let ids: Vec<_> = stream.updates(4).iter().map(|event| event.id).collect();
+        assert_eq!(ids, seen[1..].iter().map(|event| event.id).collect::<Vec<_>>(), "{name}");
+    }
+}
+
 /// A server that has gone.
 fn origin_at_nowhere() -> Server {
     let source = Source::start();

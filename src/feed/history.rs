@@ -92,7 +92,7 @@ impl History {
 
     /// Sets since when nothing is missing, as the first line of a journal says. Called before its updates
     /// are added.
-    pub fn reset(&mut self, complete_since: Option<u64>) {
+    pub fn set_complete_since(&mut self, complete_since: Option<u64>) {
         self.complete_since = complete_since;
     }
 
@@ -102,10 +102,16 @@ impl History {
         self.complete_since = Some(before.max(complete_since));
     }
 
-    /// Updates after the newest may be lost, with any timestamp up to now. (A replica asks its origin for
-    /// them.) Called by the journal.
-    pub fn mark_lost_end(&mut self) {
-        if self.makes_updates {
+    /// The journal has no more updates. Called by it. `is_cut_off` where some after the newest may be lost,
+    /// with any timestamp up to now.
+    pub fn end_of_journal(&mut self, is_cut_off: bool) {
+        if !self.makes_updates {
+            // All that came after the newest is asked of the origin, whatever the journal lacks.
+            self.complete_since = match (self.latest(), self.complete_since) {
+                (Some(latest), Some(time)) => Some(time.min(latest.timestamp)),
+                _ => None,
+            };
+        } else if is_cut_off {
             // Above the newest, so the next one follows a gap.
             self.raise_complete_since(self.next_timestamp());
         }

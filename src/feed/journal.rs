@@ -90,10 +90,9 @@ impl Journal {
             Err(error) => {
                 journal.retry_later(error);
                 if journal.empty().is_err() {
-                    // Perhaps the last process could not empty it, either. Then it went on without the file,
-                    // which lacks what came after that: so clients are told a gap. (Had it emptied the file,
-                    // nothing would have been read.)
-                    history.mark_lost_end();
+                    // On such a disk the process before us could not empty it, either. Then the file was left as
+                    // it was, and lacks what was published after that: so clients are told a gap.
+                    history.end_of_journal(true);
                 }
             }
         }
@@ -105,7 +104,7 @@ impl Journal {
     fn recover(&mut self, history: &mut History) -> io::Result<()> {
         if let Err(error) = self.read(history) {
             // Nobody knows what the disk has not given back.
-            history.mark_lost_end();
+            history.end_of_journal(true);
             return Err(error);
         }
         history.expire();
@@ -119,7 +118,7 @@ impl Journal {
         if !read_line(&mut reader, &mut line)? {
             return Ok(()); // It is empty: new, or emptied after an error.
         }
-        history.reset(self.complete_since(&line)?);
+        history.set_complete_since(self.check_header(&line)?);
         let mut number = 1;
         let mut is_damaged = false;
         while read_line(&mut reader, &mut line)? {
@@ -138,14 +137,13 @@ impl Journal {
             }
             history.push(update, Arc::new(Event::update(update)));
         }
-        if is_damaged {
-            history.mark_lost_end();
-        }
+        history.end_of_journal(is_damaged);
         Ok(())
     }
 
-    /// Reads the first line: since when the file has everything. An error where it is not ours to write.
-    fn complete_since(&self, line: &[u8]) -> io::Result<Option<u64>> {
+    /// Checks the first line, and returns since when the file has everything. An error where the file is not
+    /// ours to write.
+    fn check_header(&self, line: &[u8]) -> io::Result<Option<u64>> {
         let foreign = mistake("its first line is not that of a btc-ticker journal");
         let Ok(header) = serde_json::from_slice::<Header>(line) else { return Err(foreign) };
         if header.journal != NAME {

@@ -36,9 +36,10 @@ impl Publisher {
     /// Updates are missing between the last and the one at `oldest`, which comes next.
     pub fn mark_gap(&mut self, oldest: u64) {
         self.feed.mark_gap(oldest);
-        // The first line of the file has to say `oldest` now: so the file is emptied, and the next `append`
-        // writes it anew. It still has the lines from before the gap then, because the history drops them
-        // only after that, at its next `push`. A restart reads the file through `push`, which drops them, too.
+        // The first line of the file has to say `oldest` now. So the file is emptied here, and the next
+        // `append` writes it anew from the history. (That has the updates from before the gap until the
+        // `push` after it. So the new file has them, too; a restart reads them through `push`, which drops
+        // them.)
         if let Some(journal) = &mut self.journal {
             journal.discard();
         }

@@ -1,5 +1,5 @@
 //! Threads: how the lasting ones are started, stopped and waited for. Stopping is a channel that
-//! closes. That all have ended is told by another, which closes when the last thread has let go of its
+//! closes. A second channel tells when all have ended: it closes when the last thread has let go of its
 //! end.
 
 use std::convert::Infallible;
