@@ -292,18 +292,13 @@ fn a_journal_that_was_a_pollers_does_not_hide_what_the_origin_has() {
     let origin = Server::start(&source, &[]);
     let seen = origin.stream("/stream?since=0").updates(5);
     let (first, last) = (seen[0].id.unwrap(), seen[4].id.unwrap());
-    // It began after all of these. It has no update, or one and then none for a while.
-    let began = common::journal_header(false, last + 1);
-    let one = format!("{{\"timestamp\":{first},\"price\":1.5}}\n");
-    for (name, lines) in [("no-update", began.clone()), ("one-update", began + &one)] {
-        let journal = folder(name).join("journal");
-        std::fs::write(&journal, lines).unwrap();
-        let replica = replica_of(&origin, &["--journal", journal.to_str().unwrap()]);
-        has_price(&replica);
-        let mut stream = replica.stream(&format!("/stream?since={first}"));
-        let ids: Vec<_> = stream.updates(4).iter().map(|event| event.id).collect();
-        assert_eq!(ids, seen[1..].iter().map(|event| event.id).collect::<Vec<_>>(), "{name}");
-    }
+    // It began after all of these, and had no update.
+    let journal = folder("no-update").join("journal");
+    std::fs::write(&journal, common::journal_header(false, last + 1)).unwrap();
+    let replica = replica_of(&origin, &["--journal", journal.to_str().unwrap()]);
+    has_price(&replica);
+    let mut stream = replica.stream(&format!("/stream?since={first}"));
+    assert_eq!(stream.updates(4), seen[1..]);
 }
 
 /// A server that has gone.

@@ -21,12 +21,9 @@ pub struct History {
     /// The wire form of all `updates` back to back, made when a client first needs it and dropped
     /// at the next change: a crowd that comes back at once shares one copy.
     joined: Option<Arc<str>>,
-    /// Since when nothing is missing: a cursor below this timestamp may have missed something. To raise it
-    /// above the newest update is how a gap is announced: the next `push` then drops all that is before.
-    /// `None` where nobody knows: the first update sets it.
+    /// Since when nothing is missing: a cursor below this timestamp may have missed something. `None` where
+    /// nobody knows: the first update sets it.
     complete_since: Option<u64>,
-    /// Whether the updates are made by this process, rather than by an origin.
-    makes_updates: bool,
     retention: Duration,
     capacity: usize,
 }
@@ -50,7 +47,7 @@ impl Entry {
 }
 
 /// Updates in their wire form, oldest first, ready to be written at once.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Backlog {
     /// Told first, where something between the cursor and these updates is gone.
     pub gap: Option<Arc<Event>>,
@@ -65,6 +62,11 @@ pub struct Backlog {
 }
 
 impl Backlog {
+    /// Without any update.
+    pub fn empty(complete_since: u64) -> Backlog {
+        Backlog { complete_since: Some(complete_since), ..Backlog::default() }
+    }
+
     pub fn wire(&self) -> &str {
         &self.joined[self.range.clone()]
     }
@@ -80,49 +82,15 @@ impl History {
     /// `complete_since` is the present (Unix milliseconds) where this process makes the updates: it
     /// knows nothing of before. `None` where they come from elsewhere.
     pub fn new(complete_since: Option<u64>, retention: Duration, capacity: usize) -> History {
-        History {
-            updates: VecDeque::new(),
-            joined: None,
-            complete_since,
-            makes_updates: complete_since.is_some(),
-            retention,
-            capacity,
-        }
+        History { updates: VecDeque::new(), joined: None, complete_since, retention, capacity }
     }
 
-    /// Sets since when nothing is missing, as the first line of a journal says. Called before its updates
-    /// are added.
-    pub fn set_complete_since(&mut self, complete_since: Option<u64>) {
+    /// Forgets all updates. From `complete_since` on (Unix milliseconds) nothing is missing; where that is
+    /// `None`, from the next update on.
+    pub fn start_anew(&mut self, complete_since: Option<u64>) {
+        self.updates.clear();
+        self.joined = None;
         self.complete_since = complete_since;
-    }
-
-    /// A cursor below this (Unix milliseconds) may have missed something.
-    pub fn raise_complete_since(&mut self, complete_since: u64) {
-        let before = self.complete_since.unwrap_or(0);
-        self.complete_since = Some(before.max(complete_since));
-    }
-
-    /// The journal has no more updates. Called by it. `is_cut_off` where some after the newest may be lost,
-    /// with any timestamp up to now.
-    pub fn end_of_journal(&mut self, is_cut_off: bool) {
-        if !self.makes_updates {
-            // All that came after the newest is asked of the origin, whatever the journal lacks.
-            self.complete_since = match (self.latest(), self.complete_since) {
-                (Some(latest), Some(time)) => Some(time.min(latest.timestamp)),
-                _ => None,
-            };
-        } else if is_cut_off {
-            // Above the newest, so the next one follows a gap.
-            self.raise_complete_since(self.next_timestamp());
-        }
-    }
-
-    /// Whether updates are missing between the newest and the next one.
-    pub fn next_follows_gap(&self) -> bool {
-        match (self.latest(), self.complete_since) {
-            (Some(latest), Some(complete_since)) => latest.timestamp < complete_since,
-            _ => false,
-        }
     }
 
     /// How many updates are retained.
@@ -152,11 +120,6 @@ impl History {
 
     /// Adds an update, whose timestamp is above that of the newest.
     pub fn push(&mut self, update: Update, event: Arc<Event>) {
-        if self.next_follows_gap() {
-            // What stands before a gap is dropped, so that the history has no hole: who asks for all of it
-            // (`since=0`, as a new replica does) is told of no gap.
-            self.updates.clear();
-        }
         if self.complete_since.is_none() {
             self.complete_since = Some(update.timestamp);
         }
@@ -186,7 +149,7 @@ impl History {
     fn forget_oldest(&mut self) {
         let Some(forgotten) = self.updates.pop_front() else { return };
         self.joined = None;
-        self.raise_complete_since(forgotten.update.timestamp);
+        self.complete_since = Some(forgotten.update.timestamp);
     }
 
     /// The first `limit` updates after a cursor, or the latest ones.

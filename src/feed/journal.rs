@@ -63,8 +63,9 @@ struct Header {
 impl Journal {
     /// Opens the file, which may be new, and gives the history what is in it. The error is what the
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
-    /// refuse each other. A disk that fails is no error once there is a lock: the service starts with
-    /// what it can read. The rest is given up: the file is emptied, and written anew when it can be.
+    /// refuse each other. A disk that fails is no error once there is a lock: from one that is full the
+    /// history has what it has, from one that cannot be read or emptied nothing. The file is emptied where
+    /// that can be, and written anew when it can be.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
         let refusal = |error| format!("--journal {}: {error}; {ADVICE}", path.display());
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
@@ -91,8 +92,8 @@ impl Journal {
                 journal.retry_later(error);
                 if journal.empty().is_err() {
                     // On such a disk the process before us could not empty it, either. Then the file was left as
-                    // it was, and lacks what was published after that: so clients are told a gap.
-                    history.end_of_journal(true);
+                    // it was, and lacks what was published after that. So it is not believed.
+                    history.start_anew(None);
                 }
             }
         }
@@ -104,7 +105,7 @@ impl Journal {
     fn recover(&mut self, history: &mut History) -> io::Result<()> {
         if let Err(error) = self.read(history) {
             // Nobody knows what the disk has not given back.
-            history.end_of_journal(true);
+            history.start_anew(None);
             return Err(error);
         }
         history.expire();
@@ -118,7 +119,7 @@ impl Journal {
         if !read_line(&mut reader, &mut line)? {
             return Ok(()); // It is empty: new, or emptied after an error.
         }
-        history.set_complete_since(self.check_header(&line)?);
+        let complete_since = self.check_header(&line)?;
         let mut number = 1;
         let mut is_damaged = false;
         while read_line(&mut reader, &mut line)? {
@@ -131,13 +132,15 @@ impl Journal {
                 continue;
             };
             if is_damaged {
-                // So `push` drops what stands before the damage.
-                history.raise_complete_since(update.timestamp);
+                // What stands before the damage is given up: the history never has a hole.
+                history.start_anew(Some(update.timestamp));
                 is_damaged = false;
+            } else if history.count() == 0 {
+                history.start_anew(complete_since);
             }
             history.push(update, Arc::new(Event::update(update)));
         }
-        history.end_of_journal(is_damaged);
+        // Damage at the end is a line that was not finished when the process or the machine died.
         Ok(())
     }
 
@@ -179,6 +182,13 @@ impl Journal {
                 METRICS.journal_updates.inc();
             }
             Err(error) => self.fail(error),
+        }
+    }
+
+    /// Gives up what is in the file: updates between that and the next one, at `complete_since`, are missing.
+    pub fn start_anew(&mut self, complete_since: u64) {
+        if let Err(error) = self.rewrite(&Backlog::empty(complete_since)) {
+            self.fail(error);
         }
     }
 
@@ -262,7 +272,7 @@ impl Journal {
     }
 
     /// Gives up what is in the file: it lacks what is published now, or somebody else has changed it.
-    pub fn discard(&mut self) {
+    fn discard(&mut self) {
         if let Err(error) = self.empty() {
             let risk = "it cannot be emptied, so a restart may miss updates without a word";
             self.retry_later(format_args!("{risk}: {error}"));

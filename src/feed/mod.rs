@@ -154,25 +154,30 @@ impl Feed {
     /// Publishes an update, whose timestamp is above that of the last. Called by the publisher alone;
     /// never waits for a client.
     pub fn publish(&self, update: Update) {
+        self.add_and_send(update, false);
+    }
+
+    /// The same for an update before which others are missing: whoever needs them is told.
+    pub fn publish_after_gap(&self, update: Update) {
+        self.add_and_send(update, true);
+    }
+
+    fn add_and_send(&self, update: Update, is_after_gap: bool) {
         let event = Arc::new(Event::update(update));
+        let mut outgoing = event.clone();
         let mut subscribers = self.subscribers.lock();
         let mut state = self.state.lock();
-        let outgoing = if state.history.next_follows_gap() {
-            Arc::new(event.after_gap(state.history.newest()))
-        } else {
-            event.clone()
-        };
+        if is_after_gap {
+            outgoing = Arc::new(event.after_gap(state.history.newest()));
+            // The history never has a hole: who asks for all of it (`since=0`, as a new replica does) is told
+            // of no gap.
+            state.history.start_anew(Some(update.timestamp));
+        }
         state.history.push(update, event);
         METRICS.updates_published.inc();
         state.last_sent = Instant::now();
         drop(state);
         send(&mut subscribers, &outgoing);
-    }
-
-    /// Updates are missing before the one at `oldest`, which comes next: whoever needs them is told.
-    /// Called by the publisher.
-    pub fn mark_gap(&self, oldest: u64) {
-        self.state.lock().history.raise_complete_since(oldest);
     }
 
     /// The present as the timestamp of the next update, above all others. Called by the poller. No other
@@ -467,9 +472,7 @@ mod tests {
     fn a_gap_in_the_middle_is_told_to_all_who_are_before_it() {
         let feed = feed_with(&[2_000, 3_000], 10);
         let here = feed.subscribe(Cursor::After(3_000)).unwrap();
-        feed.mark_gap(5_000);
-        assert_eq!(ask(&feed, Cursor::After(4_000)), (vec![], gap(4_000, None)));
-        feed.publish(update(5_000));
+        feed.publish_after_gap(update(5_000));
         feed.publish(update(6_000));
         let live: String = here.channel.live.try_iter().map(|event| event.wire.clone()).collect();
         let [first, second] = [5_000, 6_000].map(|time| Event::update(update(time)).wire);

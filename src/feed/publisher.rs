@@ -25,23 +25,20 @@ impl Publisher {
         self.feed.publish(update);
     }
 
+    /// Publishes an update before which others are missing.
+    pub fn publish_after_gap(&mut self, update: Update) {
+        if let Some(journal) = &mut self.journal {
+            journal.start_anew(update.timestamp);
+            journal.append(update, &self.feed);
+        }
+        self.feed.publish_after_gap(update);
+    }
+
     /// Lets the journal do what takes longer: to be called when no other update is waiting. What is written
     /// survives the end of this process at once; a power cut only when it is synced here.
     pub fn settle(&mut self) {
         if let Some(journal) = &mut self.journal {
             journal.settle(&self.feed);
-        }
-    }
-
-    /// Updates are missing between the last and the one at `oldest`, which comes next.
-    pub fn mark_gap(&mut self, oldest: u64) {
-        self.feed.mark_gap(oldest);
-        // The first line of the file has to say `oldest` now. So the file is emptied here, and the next
-        // `append` writes it anew from the history. (That has the updates from before the gap until the
-        // `push` after it. So the new file has them, too; a restart reads them through `push`, which drops
-        // them.)
-        if let Some(journal) = &mut self.journal {
-            journal.discard();
         }
     }
 }

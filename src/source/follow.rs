@@ -137,14 +137,15 @@ impl Follower {
     }
 
     fn publish(&mut self, update: Update) {
+        METRICS.fetches.inc(&[&"ok"]);
         if self.is_after_gap {
             log::warn!("the origin no longer has all that came after {}", self.last);
-            self.publisher.mark_gap(update.timestamp);
-            self.is_after_gap = false;
+            self.publisher.publish_after_gap(update);
+        } else {
+            self.publisher.publish(update);
         }
+        self.is_after_gap = false;
         self.last = update.timestamp;
-        METRICS.fetches.inc(&[&"ok"]);
-        self.publisher.publish(update);
     }
 
     /// The origin was heard. So prices are fresh, unless it has said that its own are stale.
