@@ -63,9 +63,9 @@ struct Header {
 impl Journal {
     /// Opens the file, which may be new, and gives the history what is in it. The error is what the
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
-    /// refuse each other. A disk that fails is no error once there is a lock: from one that is full the
-    /// history has what it has, from one that cannot be read or emptied nothing. The file is emptied where
-    /// that can be, and written anew when it can be.
+    /// refuse each other. A disk that fails is no error once there is a lock. If it is only full, the
+    /// history has all of the file; if it cannot be read, or not be written at all, the history stays
+    /// empty. Either way the file is written anew when it can be.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
         let refusal = |error| format!("--journal {}: {error}; {ADVICE}", path.display());
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
