@@ -228,29 +228,49 @@ fn a_clock_that_was_set_back_is_no_obstacle() {
 }
 
 #[test]
-fn damage_at_the_end_is_cut_off_and_costs_nothing_else() {
+fn a_line_that_was_not_finished_is_cut_off_and_costs_nothing_else() {
     let journal = folder("end").join("journal");
     let source = Source::start();
     source.say(Say::Nothing);
     let now = unix_millis();
     let next = line(now - 1_000, 6);
+    for length in [0, 1, 20, next.len() - 1] {
+        let kept = header(now - 5_000) + &line(now - 2_000, 5);
+        fs::write(&journal, kept.clone() + &next[..length]).unwrap();
+        let server = start("127.0.0.1:0", &source, &journal, &[]);
+        // A stream has a gap before its updates, if at all.
+        let mut stream = server.stream(&format!("/stream?since={}", now - 5_000));
+        assert_eq!(stream.update().id, Some(now - 2_000), "{length}");
+        assert_eq!(server.get("/price").json()["price"], 5.5);
+        assert_eq!(fs::read_to_string(&journal).unwrap(), kept, "it is cut off");
+    }
+}
+
+#[test]
+fn damage_at_the_end_is_told() {
+    let journal = folder("damaged-end").join("journal");
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let now = unix_millis();
+    let next = line(now - 1_000, 6);
     for damage in [
-        next[..1].to_owned(),
-        next[..20].to_owned(),
-        next[..next.len() - 1].to_owned(),
         next.replace("price", "prize"),
         next.replace('\n', "x\n") + &line(now, 5)[..7],
         "{\"timestamp\":17\0\0\0\n\0\0".to_owned(),
         "\0".repeat(100_000),
+        line(now + 2 * 86_400_000, 5),
     ] {
         fs::write(&journal, header(now - 5_000) + &line(now - 2_000, 5) + &damage).unwrap();
-        let server = start("127.0.0.1:0", &source, &journal, &[]);
-        // A stream has a gap before its updates, if at all.
-        let mut stream = server.stream(&format!("/stream?since={}", now - 5_000));
-        assert_eq!(stream.update().id, Some(now - 2_000), "{damage:?}");
-        assert_eq!(server.get("/price").json()["price"], 5.5);
-        assert_eq!(lines(&journal).len(), 1, "it is cut off");
-        eventually("it is in the log", || server.log().contains("line 3 is damaged"));
+        for restart in ["the first", "the second"] {
+            let server = start("127.0.0.1:0", &source, &journal, &[]);
+            let mut stream = server.stream(&format!("/stream?since={}", now - 2_000));
+            let gap = stream.named("gap");
+            assert_eq!(gap["since"].as_u64(), Some(now - 2_000), "{damage:?}, {restart} start");
+            assert_eq!(lines(&journal).len(), 0, "nothing before it is believed");
+            if restart == "the first" {
+                eventually("it is in the log", || server.log().contains("line 3 is damaged"));
+            }
+        }
     }
 }
 

@@ -116,8 +116,9 @@ impl Journal {
     fn read(&mut self, history: &mut History) -> io::Result<()> {
         let mut reader = BufReader::new(File::open(&self.path)?);
         let mut line = Vec::new();
-        if !read_line(&mut reader, &mut line)? {
-            return Ok(()); // It is empty: new, or emptied after an error.
+        read_line(&mut reader, &mut line)?;
+        if line.is_empty() {
+            return Ok(()); // The file is new, or was emptied after an error.
         }
         let complete_since = self.check_header(&line)?;
         let mut number = 1;
@@ -136,11 +137,15 @@ impl Journal {
                 history.start_anew(Some(update.timestamp));
                 is_damaged = false;
             } else if history.count() == 0 {
+                // Not before there is an update: a file without any says nothing of the time since then.
                 history.start_anew(complete_since);
             }
             history.push(update, Arc::new(Event::update(update)));
         }
-        // Damage at the end is a line that was not finished when the process or the machine died.
+        if is_damaged {
+            // Nobody knows what stood there.
+            history.start_anew(None);
+        }
         Ok(())
     }
 
@@ -335,11 +340,12 @@ fn lock(journal: &Path) -> io::Result<File> {
     }
 }
 
-/// Reads a line, or as much of it as a line of ours may have. False at the end of the file.
+/// Reads a line, or as much of it as a line of ours may have. False at the end of the file: there may be a
+/// line without its end, from a process that was killed while it wrote. Nobody has seen that update.
 fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
-    reader.take(MAX_LINE).read_until(b'\n', line)?;
-    Ok(!line.is_empty())
+    let count = reader.take(MAX_LINE).read_until(b'\n', line)?;
+    Ok(line.ends_with(b"\n") || count as u64 == MAX_LINE)
 }
 
 /// The update of a whole line, if it is one that follows `newest`.

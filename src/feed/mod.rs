@@ -169,8 +169,8 @@ impl Feed {
         let mut state = self.state.lock();
         if is_after_gap {
             outgoing = Arc::new(event.after_gap(state.history.newest()));
-            // The history never has a hole: who asks for all of it (`since=0`, as a new replica does) is told
-            // of no gap.
+            // Who asks for all there is (`since=0`, as a new replica does) is never told of a gap. So the
+            // history must have no hole, and what came before this one is forgotten.
             state.history.start_anew(Some(update.timestamp));
         }
         state.history.push(update, event);

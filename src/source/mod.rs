@@ -1,4 +1,4 @@
-//! Where prices come from: what makes up a source, and those that are known. Made once, by the
+//! Where prices come from: what a source consists of, and those that are known. Made once, by the
 //! command line. This room knows the feed, to which it publishes, and nothing of clients.
 
 mod client;
@@ -20,7 +20,7 @@ pub const MADE_UP: &str = "demo (made up)";
 /// origin says so; and an origin that is connected may be quiet for longer, see `follow`.)
 pub const STALE_AFTER: u32 = 3;
 
-/// What makes up a source.
+/// What a source consists of.
 pub struct Source {
     /// What people are told; never the URL, which may have secrets.
     pub name: &'static str,

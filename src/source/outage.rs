@@ -9,7 +9,8 @@ use super::{STALE_AFTER, Source};
 use crate::feed::Feed;
 use crate::system::{METRICS, random};
 
-/// The longest pause that we choose ourselves; for the poller the interval, where that is longer.
+/// The longest pause that we choose ourselves. (A poller with a longer interval pauses for that; a follower
+/// never pauses for longer than this.)
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The longest that a source can send us away for: its `Retry-After` may be a mistake.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);

@@ -1,5 +1,5 @@
-//! What the operating system is told about this process. All calls by `main`, before it
-//! serves. The only file with `unsafe` calls: each is one that std and `nix` do not have.
+//! What the operating system is told about this process. `main` calls all of it, before anything is
+//! served. The only file with `unsafe` calls: each is one that std and `nix` do not have.
 
 use std::fs::File;
 use std::mem;
