@@ -34,9 +34,9 @@ struct Entry {
     /// When it was added, by the clock that never steps, and how old it was then.
     added: Instant,
     age_then: Duration,
-    /// Where its wire form begins, counted from the first update since the start or the last gap. It
-    /// stays when older ones are forgotten: only differences count. So a crowd that comes back does not
-    /// add up the history for each client, under the lock.
+    /// Where its wire form would begin if all updates since the start or the last gap stood in one text. It
+    /// stays right when older ones are forgotten, because `offset` only subtracts. Otherwise the lengths of
+    /// the history would be summed up for each client that comes back, under the lock.
     begin: usize,
 }
 

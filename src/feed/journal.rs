@@ -33,6 +33,7 @@ const MAX_LINE: u64 = 256;
 /// After an error, until the disk is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const NAME: &str = "btc-ticker";
+const RISK: &str = "it cannot be emptied, so a restart may miss updates without a word";
 const ADVICE: &str = "name another file, in a folder that exists and in which this user may create files \
     (a volume has to be the folder, not the file)";
 
@@ -91,8 +92,8 @@ impl Journal {
             Err(error) => {
                 journal.retry_later(error);
                 if journal.empty().is_err() {
-                    // On such a disk the process before us could not empty it, either. Then the file was left as
-                    // it was, and lacks what was published after that. So it is not believed.
+                    // Perhaps the process before us could not empty it, either. Then the file lacks what that
+                    // one published afterwards. So it is not believed.
                     history.start_anew(None);
                 }
             }
@@ -173,11 +174,26 @@ impl Journal {
     pub fn append(&mut self, update: Update, feed: &Feed) {
         if self.has_changed_outside() {
             log::warn!("journal: somebody else has changed the file; it is written anew");
-            self.discard();
+            if let Err(error) = self.empty() {
+                self.retry_later(format_args!("{RISK}: {error}"));
+            }
         }
         if self.file.is_none() {
             self.try_rewrite(feed);
         }
+        self.write(update);
+    }
+
+    /// The same for an update before which others are missing: what is in the file is given up.
+    pub fn start_anew(&mut self, first: Update) {
+        if let Err(error) = self.rewrite(&Backlog::empty(first.timestamp)) {
+            self.fail(error);
+        }
+        self.write(first);
+    }
+
+    /// Writes a line, where there is a file that has all before it.
+    fn write(&mut self, update: Update) {
         let Some(file) = &mut self.file else { return };
         let line = update.to_json() + "\n";
         match file.write_all(line.as_bytes()) {
@@ -187,13 +203,6 @@ impl Journal {
                 METRICS.journal_updates.inc();
             }
             Err(error) => self.fail(error),
-        }
-    }
-
-    /// Gives up what is in the file: updates between that and the next one, at `complete_since`, are missing.
-    pub fn start_anew(&mut self, complete_since: u64) {
-        if let Err(error) = self.rewrite(&Backlog::empty(complete_since)) {
-            self.fail(error);
         }
     }
 
@@ -276,14 +285,6 @@ impl Journal {
         }
     }
 
-    /// Gives up what is in the file: it lacks what is published now, or somebody else has changed it.
-    fn discard(&mut self) {
-        if let Err(error) = self.empty() {
-            let risk = "it cannot be emptied, so a restart may miss updates without a word";
-            self.retry_later(format_args!("{risk}: {error}"));
-        }
-    }
-
     /// A restart that finds the file empty begins without a past, and tells it. Even a full disk has room
     /// for that.
     fn empty(&mut self) -> io::Result<()> {
@@ -300,10 +301,12 @@ impl Journal {
         }
     }
 
-    /// What is published now may not be in the file.
+    /// What is published now may not be in the file. So that is given up.
     fn fail(&mut self, error: io::Error) {
-        self.discard();
-        self.retry_later(error);
+        match self.empty() {
+            Ok(()) => self.retry_later(error),
+            Err(worse) => self.retry_later(format_args!("{error}; {RISK}: {worse}")),
+        }
     }
 
     fn retry_later(&mut self, error: impl Display) {

@@ -28,8 +28,7 @@ impl Publisher {
     /// Publishes an update before which others are missing.
     pub fn publish_after_gap(&mut self, update: Update) {
         if let Some(journal) = &mut self.journal {
-            journal.start_anew(update.timestamp);
-            journal.append(update, &self.feed);
+            journal.start_anew(update);
         }
         self.feed.publish_after_gap(update);
     }

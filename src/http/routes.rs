@@ -151,7 +151,8 @@ impl Routes {
 
     /// The timestamp of the last update that a client may have had from another replica, or 0.
     fn skip_until(&self, request: &Request, from: Cursor) -> u64 {
-        // Only a replica may be behind another one, and only `Last-Event-ID` is always that of an update.
+        // Only a replica may be behind another one. And only a `Last-Event-ID` is the timestamp of an update
+        // that the client has had: `since` may be any time.
         let may_be_ahead = self.is_replica && request.last_event_id.is_some();
         match from {
             // One that is further ahead was made by a clock that was wrong. If all up to it were skipped, the

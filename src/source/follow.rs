@@ -80,6 +80,7 @@ impl Follower {
     /// Runs until shutdown.
     pub fn run(mut self, shutdown: &Shutdown) {
         while !shutdown.is_set() {
+            // It only ever returns an error: its `Ok` has no value, so this pattern always matches.
             let Err(error) = self.follow();
             self.publisher.settle();
             if !shutdown.is_set() {
@@ -92,8 +93,7 @@ impl Follower {
         }
     }
 
-    /// Connects, and publishes what comes until the connection fails. `Infallible` has no value: it returns
-    /// nothing but an error.
+    /// Connects, and publishes what comes until the connection fails.
     fn follow(&mut self) -> Result<Infallible, FetchError> {
         let mut stream = OriginStream::open(&self.agent, &self.url, self.last)?;
         self.origin_is_stale = false;
