@@ -20,9 +20,9 @@
 //! The machine, in the order in which a price travels through it:
 //!
 //! 1. [`source`]: where it comes from. `poller` is the thread that asks at every tick, `fetch` reads an
-//!    answer; in a replica `follow` is the thread instead, and `origin` the stream that it reads. Both
-//!    use the HTTP `client`. `outage` decides when to try again, `error` says what was wrong, `demo`
-//!    makes prices up.
+//!    answer. In a replica (a btc-ticker that has its prices from another one, its origin) `follow` is
+//!    the thread instead, and `origin` the stream that it reads. Both use the HTTP `client`. `outage`
+//!    decides when to try again, `error` says what was wrong, `demo` makes prices up.
 //! 2. [`feed`]: what becomes of it. `publisher` writes it to the `journal`, which is a file, and hands
 //!    it to the feed. `history` keeps it for those who are away, subscribers get it at once; `event` is
 //!    its form, `cursor` says from where a client wants to go on; `janitor` and `heartbeat` are threads.

@@ -47,7 +47,7 @@ pub struct Journal {
     /// How long that file is, and how many updates it has.
     length: u64,
     updates: usize,
-    /// The disk is not tried before this, which each error puts off.
+    /// The file is not written anew before this, which each error puts off. (After a gap it is, at once.)
     next_try: Instant,
     errors: RateLimitedLog,
 }
@@ -64,9 +64,9 @@ struct Header {
 impl Journal {
     /// Opens the file, which may be new, and gives the history what is in it. The error is what the
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
-    /// refuse each other. A disk that fails is no error once there is a lock. If it is only full, the
-    /// history has all of the file; if it cannot be read, or not be written at all, the history stays
-    /// empty. Either way the file is written anew when it can be.
+    /// refuse each other. A disk that fails is no error once there is a lock. Where the file cannot be
+    /// written anew (a full disk), the history has all of it, and it is emptied. Where it cannot be read, or
+    /// not even be emptied, the history stays empty.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
         let refusal = |error| format!("--journal {}: {error}; {ADVICE}", path.display());
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {

@@ -19,7 +19,7 @@ const NOT_FOUND: &str = "there is /, /stream, /price, /history, /healthz, /metri
 const METHODS: &str = "GET, HEAD, OPTIONS";
 /// What the metrics call all paths that are not there: anybody can make up others.
 pub const UNKNOWN_PATH: &str = "other";
-/// How far (in ms) an id may be ahead of our clock: those of an origin and its replicas differ by some
+/// How far (in ms) an id may be ahead of our clock: the clocks of an origin and its replicas differ by some
 /// seconds.
 const MOST_AHEAD: u64 = 60_000;
 /// How many updates `/history` answers at most.

@@ -1,4 +1,5 @@
-//! Fetching: one JSON document behind a URL, asked for by the poller's thread. Shares nothing.
+//! Fetching: one JSON document behind a URL, asked for by the poller's thread. Shares only the HTTP client,
+//! with `main`, which shuts it down.
 //! Everything that such a document can get wrong becomes a `FetchError`, never a price.
 
 use std::time::Duration;

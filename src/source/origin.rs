@@ -15,8 +15,8 @@ use crate::feed::Update;
 
 /// A line of a stream has some hundred bytes; what is longer is something else.
 const MAX_LINE: u64 = 64 * 1024;
-/// As large as the HTTP client's own buffer, so one read empties that. When this one is empty, nothing waits
-/// in the client's.
+/// As large as the HTTP client's own buffer, so one read takes all that is in it: when ours is empty, so is
+/// the client's (see `is_drained`).
 const BUFFER: usize = 128 * 1024;
 
 pub struct OriginStream {

@@ -73,7 +73,7 @@ impl Counter {
     }
 }
 
-/// Numbers by labels, for what happens at most once a request.
+/// Numbers by labels, for what happens at most once a request, or once an update.
 pub struct LabelledCounter {
     names: &'static [&'static str],
     /// By labels as Prometheus wants them, such as `reason="gone"`. Held for one look or change.

@@ -1,5 +1,5 @@
 //! A counting semaphore: so many permits, and whoever finds none is turned away at once.
-//! Shared by the threads of all connections, none of which waits for another.
+//! Shared by the thread `accept` and those of all connections. None of them waits for a permit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
