@@ -92,13 +92,12 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let publisher = Publisher::new(feed.clone(), journal);
     let routes = Routes::new(feed.clone(), &source, interval, limits);
     if source.is_followed {
-        let heartbeat = config.heartbeat;
-        let follower = Follower::new(&source, interval, heartbeat, feed.clone(), publisher);
+        let follower = Follower::new(&source, interval, config.heartbeat, publisher);
         let agent = follower.agent();
         threads.spawn("follower", move |shutdown| follower.run(shutdown))?;
         threads.on_shutdown(move || agent.shutdown());
     } else {
-        let poller = Poller::new(source, interval, feed.clone(), publisher);
+        let poller = Poller::new(source, interval, publisher);
         let agent = poller.agent();
         threads.spawn("poller", move |shutdown| poller.run(shutdown))?;
         threads.on_shutdown(move || agent.shutdown());

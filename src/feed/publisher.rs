@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Feed, Journal, Update};
 
 pub struct Publisher {
-    feed: Arc<Feed>,
+    pub feed: Arc<Feed>,
     journal: Option<Journal>,
 }
 

@@ -22,30 +22,21 @@ const WRITE_BUFFER: usize = 4 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 2 * 1024 * 1024;
 
-/// What becomes of a connection after its requests.
-enum Next {
-    Stream(StreamStart),
-    /// It has had its last answer.
-    Close,
-    /// The client has closed it, or has been idle for too long.
-    Gone,
-}
-
 /// Serves a client until its connection ends. Called on the thread of the connection. A `&TcpStream` can
 /// read and write: std has both for it, because the system does the locking.
 pub fn serve(socket: &TcpStream, routes: &Routes) {
     match answer_all(socket, routes) {
-        Ok(Next::Stream(start)) => routes.stream(socket, start),
-        Ok(Next::Close) => linger(socket),
-        Ok(Next::Gone) | Err(_) => {}
+        Ok(Some(start)) => routes.stream(socket, start),
+        Ok(None) => linger(socket),
+        Err(_) => {} // The client has gone.
     }
 }
 
-/// Answers requests up to the last one, or to one for a stream.
+/// Answers requests, until there are no more or one is for a stream, which it returns.
 // It has returned, and freed what it read, before a stream begins. Not inlined, so that its stack frame
 // is gone then, too.
 #[inline(never)]
-fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Next> {
+fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Option<StreamStart>> {
     socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
     socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     // What was read and not yet answered.
@@ -53,16 +44,16 @@ fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Next> {
     loop {
         let request = match request::next(socket, &mut read) {
             Ok(Some(request)) => request,
-            Ok(None) => return Ok(Next::Gone),
+            Ok(None) => return Ok(None),
             Err(refusal) => {
                 METRICS.http_requests.inc(&[&UNKNOWN_PATH, &refusal.status]);
                 send(socket, &Response::error(refusal.status, refusal.message), false)?;
-                return Ok(Next::Close);
+                return Ok(None);
             }
         };
         let mut response = match routes.answer(&request) {
             Answer::Response(response) => response,
-            Answer::Stream(start) => return Ok(Next::Stream(start)),
+            Answer::Stream(start) => return Ok(Some(start)),
         };
         if request.method == Method::Head {
             // Only the head, with the length that the body would have.
@@ -70,7 +61,7 @@ fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Next> {
         }
         send(socket, &response, request.keep_alive)?;
         if !request.keep_alive {
-            return Ok(Next::Close);
+            return Ok(None);
         }
     }
 }

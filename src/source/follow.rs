@@ -4,7 +4,6 @@
 //! it down.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ureq::Agent;
@@ -14,7 +13,7 @@ use super::client::client_config;
 use super::error::{FetchError, NOT_A_PRICE, NOT_NEW};
 use super::origin::{Message, OriginStream, Status};
 use super::outage::{LONGEST_PAUSE, Outages};
-use crate::feed::{Feed, Publisher, Update};
+use crate::feed::{Publisher, Update};
 use crate::system::{METRICS, Shutdown, latest_plausible};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,7 +28,6 @@ pub struct Follower {
     url: String,
     agent: Agent,
     outages: Outages,
-    feed: Arc<Feed>,
     publisher: Publisher,
     interval: Duration,
     /// How long the origin may be quiet.
@@ -40,8 +38,6 @@ pub struct Follower {
     origin_is_stale: bool,
     /// Whether it has said that updates before the next one are gone.
     is_after_gap: bool,
-    /// Whether its last update was refused. Until one is taken nothing that it says ends the outage.
-    was_refused: bool,
 }
 
 impl Follower {
@@ -50,25 +46,22 @@ impl Follower {
         source: &Source,
         interval: Duration,
         heartbeat: Duration,
-        feed: Arc<Feed>,
         publisher: Publisher,
     ) -> Follower {
-        let latest = feed.snapshot().latest;
+        let latest = publisher.feed.snapshot().latest;
         let patience = heartbeat * QUIET_HEARTBEATS;
         let config =
             client_config().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_per_read(Some(patience));
         Follower {
             url: source.url.clone(),
             agent: config.build().into(),
-            outages: Outages::new(source, interval, feed.clone()),
-            feed,
+            outages: Outages::new(source, interval, publisher.feed.clone()),
             publisher,
             interval,
             patience,
             last: latest.map_or(0, |update| update.timestamp),
             origin_is_stale: false,
             is_after_gap: false,
-            was_refused: false,
         }
     }
 
@@ -113,10 +106,10 @@ impl Follower {
     }
 
     fn take(&mut self, update: Update) -> Result<(), FetchError> {
-        let checked = self.check(update);
-        self.was_refused = checked.is_err();
-        checked?;
-        self.origin_is_there();
+        self.check(update)?;
+        if !self.origin_is_stale {
+            self.outages.source_is_well(self.patience);
+        }
         if update.timestamp > self.last {
             self.publish(update);
         }
@@ -148,9 +141,10 @@ impl Follower {
         self.last = update.timestamp;
     }
 
-    /// The origin was heard. So prices are fresh, unless it has said that its own are stale.
+    /// The origin was heard. So prices stay fresh, unless it has said that its own are stale. But only an
+    /// update ends an outage: it may be because of its updates that the origin has failed.
     fn origin_is_there(&mut self) {
-        if !self.origin_is_stale && !self.was_refused {
+        if !self.origin_is_stale && !self.outages.is_on() {
             self.outages.source_is_well(self.patience);
         }
     }
@@ -159,7 +153,7 @@ impl Follower {
         self.origin_is_stale = status.stale;
         if status.stale {
             // Our connection is well. So for `Outages` nothing has failed: only clients are told, at once.
-            self.feed.source_fails(&status.reason, Duration::ZERO);
+            self.publisher.feed.source_fails(&status.reason, Duration::ZERO);
         } else {
             self.origin_is_there();
         }

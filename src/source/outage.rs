@@ -2,7 +2,7 @@
 //! the log short, and leaves the reason with the feed. Owned by the poller's or the follower's thread.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::error::{FetchError, NO_CONNECTION};
 use super::{STALE_AFTER, Source};
@@ -22,37 +22,26 @@ pub struct Outages {
     may_try_demo: bool,
     interval: Duration,
     feed: Arc<Feed>,
-    /// `None` while all is well.
-    current: Option<Outage>,
-}
-
-struct Outage {
-    began: Instant,
+    /// Since it was last heard.
     failures: u32,
-    /// Why the last attempt failed.
-    reason: String,
-}
-
-impl Outage {
-    fn begin() -> Outage {
-        Outage { began: Instant::now(), failures: 0, reason: String::new() }
-    }
 }
 
 impl Outages {
     pub fn new(source: &Source, interval: Duration, feed: Arc<Feed>) -> Outages {
         let may_try_demo = !source.made_up && !source.is_followed;
-        Outages { name: source.name, may_try_demo, interval, feed, current: None }
+        Outages { name: source.name, may_try_demo, interval, feed, failures: 0 }
+    }
+
+    /// Whether the source has failed, and was not heard since.
+    pub fn is_on(&self) -> bool {
+        self.failures > 0
     }
 
     /// The source was heard: prices count as fresh for `patience` from now. Ends an outage.
     pub fn source_is_well(&mut self, patience: Duration) {
-        if let Some(Outage { began, failures, reason }) = self.current.take() {
-            let time = began.elapsed().as_secs_f64();
-            let name = self.name;
-            log::info!(
-                "prices from {name} again after {failures} failures in {time:.1} s: {reason}"
-            );
+        if self.failures > 0 {
+            log::info!("prices from {} again after {} failures", self.name, self.failures);
+            self.failures = 0;
         }
         self.feed.source_is_well(patience);
     }
@@ -62,15 +51,13 @@ impl Outages {
         METRICS.fetches.inc(&[&error.reason]);
         let FetchError { reason, detail, retry_after } = error;
         self.feed.source_fails(reason, self.interval * STALE_AFTER);
-        if self.current.is_none() {
+        if self.failures == 0 {
             let is_offline = reason == NO_CONNECTION && self.may_try_demo;
             let hint = if is_offline { "; without internet, --source demo works" } else { "" };
             log::warn!("no price from {}: {reason} ({detail}){hint}", self.name);
         }
-        let outage = self.current.get_or_insert_with(Outage::begin);
-        outage.failures += 1;
-        outage.reason.clone_from(reason);
-        let pause = backoff(outage.failures, self.interval);
+        self.failures = self.failures.saturating_add(1);
+        let pause = backoff(self.failures, self.interval);
         pause.max(LONGEST_RETRY_AFTER.min(*retry_after))
     }
 }

@@ -2,7 +2,6 @@
 //! Owns the publisher, and so the journal; shares the feed. Nobody waits for it, and it waits for
 //! nobody but the source and the disk.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ureq::Agent;
@@ -10,7 +9,7 @@ use ureq::Agent;
 use super::fetch::Fetcher;
 use super::outage::Outages;
 use super::{STALE_AFTER, Source};
-use crate::feed::{Feed, Publisher, Update};
+use crate::feed::{Publisher, Update};
 use crate::system::{METRICS, Shutdown};
 
 /// How much of the interval an answer may take.
@@ -21,22 +20,16 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Poller {
     fetcher: Fetcher,
     outages: Outages,
-    feed: Arc<Feed>,
     publisher: Publisher,
     interval: Duration,
 }
 
 impl Poller {
-    pub fn new(
-        source: Source,
-        interval: Duration,
-        feed: Arc<Feed>,
-        publisher: Publisher,
-    ) -> Poller {
-        let outages = Outages::new(&source, interval, feed.clone());
+    pub fn new(source: Source, interval: Duration, publisher: Publisher) -> Poller {
+        let outages = Outages::new(&source, interval, publisher.feed.clone());
         let timeout = interval.mul_f64(TIMEOUT_SHARE).min(LONGEST_TIMEOUT);
         let fetcher = Fetcher::new(source, timeout);
-        Poller { fetcher, outages, feed, publisher, interval }
+        Poller { fetcher, outages, publisher, interval }
     }
 
     /// What `main` shuts down, which ends a fetch at once.
@@ -46,11 +39,11 @@ impl Poller {
 
     /// Runs until shutdown.
     pub fn run(mut self, shutdown: &Shutdown) {
-        let start = Instant::now();
-        let mut due = start;
-        while !shutdown.wait_deadline(due) {
+        // Counted from tick to tick, so the time that fetches take does not add up.
+        let mut tick = Instant::now();
+        while !shutdown.wait_deadline(tick) {
             let pause = self.poll(shutdown);
-            due = next_tick(start, self.interval).max(Instant::now() + pause);
+            tick = (tick + self.interval).max(Instant::now() + pause);
         }
     }
 
@@ -68,30 +61,9 @@ impl Poller {
         };
         METRICS.fetches.inc(&[&"ok"]);
         self.outages.source_is_well(self.interval * STALE_AFTER);
-        let timestamp = self.feed.next_timestamp();
+        let timestamp = self.publisher.feed.next_timestamp();
         self.publisher.publish(Update { timestamp, price });
         self.publisher.settle();
         Duration::ZERO
-    }
-}
-
-/// Ticks are counted from the start, so the time that fetches take does not add up.
-fn next_tick(start: Instant, interval: Duration) -> Instant {
-    let now = Instant::now();
-    let since_last = (now - start).as_nanos() % interval.as_nanos();
-    now + interval - Duration::from_nanos(since_last as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ticks_stay_on_the_grid_however_long_a_fetch_took() {
-        let interval = Duration::from_millis(70);
-        let start = Instant::now() - Duration::from_millis(3 * 70 + 30);
-        let next = next_tick(start, interval);
-        assert_eq!((next - start).as_nanos() % interval.as_nanos(), 0);
-        assert!((next - start) >= 4 * interval);
     }
 }
