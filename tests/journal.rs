@@ -225,6 +225,17 @@ fn a_clock_that_was_set_back_is_no_obstacle() {
     let ids: Vec<u64> = stream.updates(3).iter().map(|event| event.id.unwrap()).collect();
     assert_eq!(ids, [future + 1, future + 2, future + 3]);
     assert_eq!(server.stream("/stream?since=0").update().id, Some(future - 1));
+    drop(server);
+    // Nor where the end of the file is lost: no timestamp that somebody may have seen is given again.
+    fs::write(&journal, header(1_000) + &line(future, 6) + "gibberish\n").unwrap();
+    for _ in 0..2 {
+        let server = start("127.0.0.1:0", &source, &journal, &[]);
+        let mut stream = server.stream(&format!("/stream?since={future}"));
+        let mut event = stream.beyond_status();
+        assert_eq!(event.name.as_deref(), Some("gap"));
+        event = stream.update();
+        assert!(event.id > Some(future), "{event:?}");
+    }
 }
 
 #[test]

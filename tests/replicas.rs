@@ -272,9 +272,9 @@ fn a_replica_with_a_journal_comes_back_with_all_of_it_and_without_a_gap() {
         seen.extend(stream.updates(10));
         last = seen.last().unwrap().id.unwrap();
         replica.stop(Signal::SIGKILL);
-        // A line that was not written to its end: the origin has what it lacks.
+        // Damage, and a line that was not written to its end: the origin has what it lacks.
         let mut file = std::fs::OpenOptions::new().append(true).open(&journal).unwrap();
-        file.write_all(b"{\"timest").unwrap();
+        file.write_all(b"gibberish\n{\"timest").unwrap();
     }
     assert_in_order(&seen);
     assert_eq!(all_up_to(&origin, seen.last().unwrap()), seen);
@@ -505,6 +505,15 @@ fn an_origin_whose_updates_are_refused_is_none_that_is_well() {
     assert_eq!(replica.get("/healthz").json()["status"], "stale", "and still is");
     let log = replica.log();
     assert!(log.contains("not new") && !log.contains("again after"), "{log}");
+}
+
+#[test]
+fn an_origin_that_is_back_is_well_before_it_has_an_update() {
+    let origin =
+        FakeOrigin::say("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n:\n".to_owned());
+    // After that it is quiet, for more than three heartbeats.
+    let replica = follow("127.0.0.1:0", &origin.url, &["--heartbeat", "100ms"]);
+    eventually("back", || replica.log().contains("prices from origin again after"));
 }
 
 #[test]

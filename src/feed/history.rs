@@ -24,6 +24,8 @@ pub struct History {
     /// Since when nothing is missing: a cursor below this timestamp may have missed something. `None` where
     /// nobody knows: the first update sets it.
     complete_since: Option<u64>,
+    /// Whether the updates are made by this process, rather than by an origin.
+    makes_updates: bool,
     retention: Duration,
     capacity: usize,
 }
@@ -35,7 +37,7 @@ struct Entry {
     added: Instant,
     age_then: Duration,
     /// Where its wire form would begin if all updates since the start or the last gap stood in one text. It
-    /// stays right when older ones are forgotten, because `offset` only subtracts. Without it the lengths of
+    /// stays right when older ones are forgotten, because `offset` subtracts the `begin` of the oldest. Without it the lengths of
     /// all before an update would be summed up for each client that comes back, under the lock.
     begin: usize,
 }
@@ -82,7 +84,14 @@ impl History {
     /// `complete_since` is the present (Unix milliseconds) where this process makes the updates: it
     /// knows nothing of before. `None` where they come from elsewhere.
     pub fn new(complete_since: Option<u64>, retention: Duration, capacity: usize) -> History {
-        History { updates: VecDeque::new(), joined: None, complete_since, retention, capacity }
+        History {
+            updates: VecDeque::new(),
+            joined: None,
+            complete_since,
+            makes_updates: complete_since.is_some(),
+            retention,
+            capacity,
+        }
     }
 
     /// Forgets all updates. From `complete_since` on (Unix milliseconds) nothing is missing; where that is
@@ -91,6 +100,20 @@ impl History {
         self.updates.clear();
         self.joined = None;
         self.complete_since = complete_since;
+    }
+
+    /// All of a journal was added. Called by it. `is_end_lost` where it may have had more updates, with any
+    /// timestamp up to now.
+    pub fn end_of_journal(&mut self, is_end_lost: bool) {
+        if self.makes_updates {
+            if is_end_lost {
+                self.start_anew(Some(self.next_timestamp()));
+            }
+        } else if self.updates.is_empty() {
+            // A replica asks its origin for all that comes after its newest update. Here that is everything,
+            // and the first of it decides.
+            self.complete_since = None;
+        }
     }
 
     /// How many updates are retained.

@@ -64,9 +64,9 @@ struct Header {
 impl Journal {
     /// Opens the file, which may be new, and gives the history what is in it. The error is what the
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
-    /// refuse each other. A disk that fails is no error once there is a lock. Where the file cannot be
-    /// written anew (a full disk), the history has all of it, and it is emptied. Where it cannot be read, or
-    /// not even be emptied, the history stays empty.
+    /// refuse each other. A disk that fails is no error once there is a lock. Where the file can be
+    /// read but not be written anew (a full disk), the history keeps what was in it, and the file is
+    /// emptied. Where it cannot be read, or not even be emptied, the history stays empty.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
         let refusal = |error| format!("--journal {}: {error}; {ADVICE}", path.display());
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
@@ -93,8 +93,8 @@ impl Journal {
                 journal.retry_later(error);
                 if journal.empty().is_err() {
                     // Perhaps the process before us could not empty it, either. Then the file lacks what that
-                    // one published afterwards. So it is not believed.
-                    history.start_anew(None);
+                    // one published afterwards.
+                    history.end_of_journal(true);
                 }
             }
         }
@@ -106,7 +106,7 @@ impl Journal {
     fn recover(&mut self, history: &mut History) -> io::Result<()> {
         if let Err(error) = self.read(history) {
             // Nobody knows what the disk has not given back.
-            history.start_anew(None);
+            history.end_of_journal(true);
             return Err(error);
         }
         history.expire();
@@ -121,7 +121,7 @@ impl Journal {
         if line.is_empty() {
             return Ok(()); // The file is new, or was emptied after an error.
         }
-        let complete_since = self.check_header(&line)?;
+        history.start_anew(self.check_header(&line)?);
         let mut number = 1;
         let mut is_damaged = false;
         while read_line(&mut reader, &mut line)? {
@@ -137,16 +137,10 @@ impl Journal {
                 // What stands before the damage is given up: the history never has a hole.
                 history.start_anew(Some(update.timestamp));
                 is_damaged = false;
-            } else if history.count() == 0 {
-                // Not before there is an update: a file without any says nothing of the time since then.
-                history.start_anew(complete_since);
             }
             history.push(update, Arc::new(Event::update(update)));
         }
-        if is_damaged {
-            // Nobody knows what stood there.
-            history.start_anew(None);
-        }
+        history.end_of_journal(is_damaged);
         Ok(())
     }
 
@@ -285,8 +279,8 @@ impl Journal {
         }
     }
 
-    /// A restart that finds the file empty begins without a past, and tells it. Even a full disk has room
-    /// for that.
+    /// Empties the file: a restart then begins without a past, and its clients are told of a gap. Even a full
+    /// disk has room for an empty file.
     fn empty(&mut self) -> io::Result<()> {
         let ours = self.file.take();
         match (File::create(&self.path), ours) {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use ureq::Agent;
 
-use super::Source;
 use super::client::client_config;
 use super::error::{FetchError, NOT_A_PRICE, NOT_NEW};
 use super::origin::{Message, OriginStream, Status};
 use super::outage::{LONGEST_PAUSE, Outages};
+use super::{STALE_AFTER, Source};
 use crate::feed::{Publisher, Update};
 use crate::system::{METRICS, Shutdown, latest_plausible};
 
@@ -30,7 +30,7 @@ pub struct Follower {
     outages: Outages,
     publisher: Publisher,
     interval: Duration,
-    /// How long the origin may be quiet.
+    /// How long prices are fresh after a word of the origin.
     patience: Duration,
     /// The timestamp of the last update; 0 before the first, which asks for all there is.
     last: u64,
@@ -38,6 +38,8 @@ pub struct Follower {
     origin_is_stale: bool,
     /// Whether it has said that updates before the next one are gone.
     is_after_gap: bool,
+    /// Whether its last update was refused. Until one is taken nothing that it says ends the outage.
+    was_refused: bool,
 }
 
 impl Follower {
@@ -49,19 +51,21 @@ impl Follower {
         publisher: Publisher,
     ) -> Follower {
         let latest = publisher.feed.snapshot().latest;
-        let patience = heartbeat * QUIET_HEARTBEATS;
-        let config =
-            client_config().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_per_read(Some(patience));
+        let longest_quiet = heartbeat * QUIET_HEARTBEATS;
+        let config = client_config()
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_per_read(Some(longest_quiet));
         Follower {
             url: source.url.clone(),
             agent: config.build().into(),
             outages: Outages::new(source, interval, publisher.feed.clone()),
             publisher,
             interval,
-            patience,
+            patience: longest_quiet.max(interval * STALE_AFTER),
             last: latest.map_or(0, |update| update.timestamp),
             origin_is_stale: false,
             is_after_gap: false,
+            was_refused: false,
         }
     }
 
@@ -106,10 +110,10 @@ impl Follower {
     }
 
     fn take(&mut self, update: Update) -> Result<(), FetchError> {
-        self.check(update)?;
-        if !self.origin_is_stale {
-            self.outages.source_is_well(self.patience);
-        }
+        let checked = self.check(update);
+        self.was_refused = checked.is_err();
+        checked?;
+        self.origin_is_there();
         if update.timestamp > self.last {
             self.publish(update);
         }
@@ -141,10 +145,9 @@ impl Follower {
         self.last = update.timestamp;
     }
 
-    /// The origin was heard. So prices stay fresh, unless it has said that its own are stale. But only an
-    /// update ends an outage: it may be because of its updates that the origin has failed.
+    /// The origin was heard. So prices are fresh, unless it has said that its own are stale.
     fn origin_is_there(&mut self) {
-        if !self.origin_is_stale && !self.outages.is_on() {
+        if !self.origin_is_stale && !self.was_refused {
             self.outages.source_is_well(self.patience);
         }
     }

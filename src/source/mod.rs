@@ -17,7 +17,7 @@ pub const PRICE_SOURCE: &str = "X-Price-Source";
 pub const MADE_UP: &str = "demo (made up)";
 
 /// Prices are stale when the source was not heard for so many intervals. (In a replica also when the
-/// origin says so; and an origin that is connected may be quiet for longer, see `follow`.)
+/// origin says so; and an origin that is connected may be quiet for three heartbeats, if that is longer.)
 pub const STALE_AFTER: u32 = 3;
 
 /// What a source consists of.

@@ -22,25 +22,29 @@ pub struct Outages {
     may_try_demo: bool,
     interval: Duration,
     feed: Arc<Feed>,
-    /// Since it was last heard.
+    /// How often it has failed since it was last well, and why at last.
     failures: u32,
+    reason: String,
 }
 
 impl Outages {
     pub fn new(source: &Source, interval: Duration, feed: Arc<Feed>) -> Outages {
         let may_try_demo = !source.made_up && !source.is_followed;
-        Outages { name: source.name, may_try_demo, interval, feed, failures: 0 }
-    }
-
-    /// Whether the source has failed, and was not heard since.
-    pub fn is_on(&self) -> bool {
-        self.failures > 0
+        Outages {
+            name: source.name,
+            may_try_demo,
+            interval,
+            feed,
+            failures: 0,
+            reason: String::new(),
+        }
     }
 
     /// The source was heard: prices count as fresh for `patience` from now. Ends an outage.
     pub fn source_is_well(&mut self, patience: Duration) {
         if self.failures > 0 {
-            log::info!("prices from {} again after {} failures", self.name, self.failures);
+            let Outages { name, failures, reason, .. } = self;
+            log::info!("prices from {name} again after {failures} failures, the last: {reason}");
             self.failures = 0;
         }
         self.feed.source_is_well(patience);
@@ -57,6 +61,7 @@ impl Outages {
             log::warn!("no price from {}: {reason} ({detail}){hint}", self.name);
         }
         self.failures = self.failures.saturating_add(1);
+        self.reason.clone_from(reason);
         let pause = backoff(self.failures, self.interval);
         pause.max(LONGEST_RETRY_AFTER.min(*retry_after))
     }

@@ -1,6 +1,6 @@
 //! The poller: a thread that asks the source for the price at every tick and publishes it.
-//! Owns the publisher, and so the journal; shares the feed. Nobody waits for it, and it waits for
-//! nobody but the source and the disk.
+//! Owns the publisher, and so the journal; shares the feed. It waits for the source and the disk, and
+//! never for a client.
 
 use std::time::{Duration, Instant};
 
