@@ -3,17 +3,17 @@
 //! ```text
 //!  price source                      janitor         heartbeat
 //!       | HTTP                          | expires       | comments, status
-//!       v         1 a line              v               v
+//!       v      first, a line            v               v
 //!    poller ----> journal (a file)   history ====> connection ----> client
 //!       |                               ^    channel   ^    SSE
-//!       +------- 2 publishes -----------+              | starts
+//!       +------ then, publishes --------+              | starts
 //!                                                    accept
 //! ```
 //!
 //! `poller`, `janitor`, `heartbeat` and `accept` are one thread each, `connection` is one for each
 //! client. A client takes its backlog and a channel for what follows in one step, during which nothing
 //! is published. The channel is bounded: it ends when it is full, when its client leaves, or when the
-//! service does. A client whose channel was full subscribes again, from its last update. The lasting
+//! service stops. A client whose channel was full subscribes again, from its last update. The lasting
 //! threads end when the shutdown channel closes; `main` wakes those that wait for a socket. Streams end
 //! when the feed does, and for other connections nobody waits.
 //!

@@ -102,8 +102,8 @@ impl History {
         self.complete_since = complete_since;
     }
 
-    /// All of a journal was added. Called by it. `is_end_lost` where it may have had more updates, with any
-    /// timestamp up to now.
+    /// Called by the journal when it has added all that it can read. `is_end_lost`: there may have been
+    /// later updates, with any timestamp up to now.
     pub fn end_of_journal(&mut self, is_end_lost: bool) {
         if self.makes_updates {
             if is_end_lost {

@@ -47,7 +47,8 @@ pub struct Journal {
     /// How long that file is, and how many updates it has.
     length: u64,
     updates: usize,
-    /// The file is not written anew before this, which each error puts off. (After a gap it is, at once.)
+    /// When to try next to write the file anew; each error moves it. (After a gap the file is written anew
+    /// at once, whatever this says.)
     next_try: Instant,
     errors: RateLimitedLog,
 }
@@ -66,7 +67,8 @@ impl Journal {
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
     /// refuse each other. A disk that fails is no error once there is a lock. Where the file can be
     /// read but not be written anew (a full disk), the history keeps what was in it, and the file is
-    /// emptied. Where it cannot be read, or not even be emptied, the history stays empty.
+    /// emptied. Where it cannot be read, or not even be emptied, a poller has no history; a replica keeps what
+    /// was read, and asks its origin for the rest.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
         let refusal = |error| format!("--journal {}: {error}; {ADVICE}", path.display());
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {

@@ -22,10 +22,10 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections that may wait to be accepted; the system lowers it to its own limit. std asks for 128,
 /// and a burst then waits for the second or third SYN of each client.
 const LISTEN_QUEUE: i32 = 16_384;
-/// Per connection, in the kernel, at most (it doubles them). What is sent: the backlog of an hour fits, and
-/// a stuck client costs no more. What is received: streams do not read, so it fills where a client goes on
-/// sending.
+/// In the kernel, per connection, at most (it doubles the number). The backlog of an hour fits, and a stuck
+/// client costs no more.
 const SEND_BUFFER: usize = 64 * 1024;
+/// The same for what comes in. Streams do not read, so it fills where a client goes on sending.
 const RECEIVE_BUFFER: usize = 16 * 1024;
 /// The stack of a connection's thread. Only the pages that it touches cost memory.
 const STACK: usize = 128 * 1024;

@@ -1,5 +1,5 @@
-//! Where prices come from: what a source consists of, and those that are known. Made once, by the
-//! command line. This room knows the feed, to which it publishes, and nothing of clients.
+//! Where prices come from: what a source consists of, and the ones that are known. The one in use is
+//! made once, by `Config::source`. This room knows the feed, to which it publishes, and nothing of clients.
 
 mod client;
 pub mod demo;
