@@ -29,7 +29,8 @@ pub struct Config {
     #[arg(long, env = "BTC_TICKER_LISTEN", default_value = "127.0.0.1:8080", value_parser = address)]
     pub listen: SocketAddr,
 
-    /// Where prices come from; auto is CoinDesk where COINDESK_API_KEY is set, else Coinbase
+    /// Where prices come from; auto is CoinDesk where COINDESK_API_KEY is set, else Coinbase; with
+    /// --source-url it is that URL, and gets no key
     #[arg(long, env = "BTC_TICKER_SOURCE", default_value = "auto", value_enum)]
     source: Preset,
 
@@ -99,7 +100,9 @@ impl Config {
     /// What makes no sense together.
     fn contradiction(&self) -> Option<&'static str> {
         if self.retention < self.interval {
-            return Some("--retention must be at least --interval, or nothing is ever kept");
+            return Some(
+                "--retention must be at least --interval, or nothing but the latest update is kept",
+            );
         }
         let has_own_url = self.source_url.is_some() || self.price_at.is_some();
         if self.source == Preset::Demo && has_own_url {

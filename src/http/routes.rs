@@ -17,7 +17,8 @@ use crate::system::{Limits, METRICS, Permit, Semaphore, unix_millis};
 
 const NOT_FOUND: &str = "there is /, /stream, /price, /history, /healthz, /metrics";
 const METHODS: &str = "GET, HEAD, OPTIONS";
-/// What the metrics call all paths that are not there: anybody can make up others.
+/// What the metrics call a path that is not there, or was not looked at. By its name it is not counted:
+/// anybody could add names without end.
 pub const UNKNOWN_PATH: &str = "other";
 /// How far (in ms) an id may be ahead of our clock: the clocks of an origin and its replicas differ by some
 /// seconds.
@@ -149,7 +150,7 @@ impl Routes {
         Answer::Stream(StreamStart { from, skip_until, permit })
     }
 
-    /// The timestamp of the last update that a client may have had from another replica, or 0.
+    /// In a replica the `Last-Event-ID` of the client: it has had the updates up to there. Else 0.
     fn skip_until(&self, request: &Request, from: Cursor) -> u64 {
         // Only a replica may be behind another one. And only a `Last-Event-ID` is the timestamp of an update
         // that the client has had: `since` may be any time.

@@ -16,8 +16,8 @@ use super::response::Response;
 use super::routes::Routes;
 use crate::system::{METRICS, RateLimitedLog, Shutdown};
 
-/// A peer that acknowledges nothing for so long is gone. (A write notices that only when the buffers are
-/// full.)
+/// A peer that acknowledges nothing for so long is gone, and its connection fails. (The write timeout alone
+/// would notice that only when the buffers are full.)
 const PEER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections that may wait to be accepted; the system lowers it to its own limit. std asks for 128,
 /// and a burst then waits for the second or third SYN of each client.

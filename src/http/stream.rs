@@ -37,8 +37,8 @@ pub struct Stream<'a> {
     /// From where to subscribe: first from what the client has asked for, then from the last update that
     /// it has had, or that was there when it came.
     pub position: Cursor,
-    /// Updates up to this timestamp are not sent: the client has had them from another replica, which was
-    /// ahead of this one. Mostly 0.
+    /// Updates up to this timestamp are not sent: the client has had them, perhaps from another replica that
+    /// was ahead of this one. See `Routes::skip_until`.
     pub skip_until: u64,
 }
 

@@ -42,7 +42,7 @@ counters! {
     threads_refused: Counter() "Connections refused because the system had no thread for them.";
     accept_errors: Counter() "Times that a connection could not be accepted.";
     journal_updates: Counter() "Updates appended to the journal.";
-    journal_errors: Counter() "Times that the disk did not take what the journal is to have.";
+    journal_errors: Counter() "Times that the journal could not be read or written.";
     http_requests: LabelledCounter("path", "status") "Requests answered, by path and status.";
     fetches: LabelledCounter("outcome") "Answers and failures of the source, by outcome.";
 }
