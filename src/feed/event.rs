@@ -58,7 +58,7 @@ impl Event {
         Event::named("gap", &json!({"since": since, "oldest": oldest}))
     }
 
-    /// The same update, and before it that something between `since` and it is gone.
+    /// The same update with a gap event before it: something between `since` and this update is gone.
     pub fn after_gap(&self, since: u64) -> Event {
         let gap = Event::gap(since, self.update.map(|update| update.timestamp));
         Event { update: self.update, wire: format!("{}{}", gap.wire, self.wire).into() }

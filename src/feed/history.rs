@@ -103,15 +103,15 @@ impl History {
     }
 
     /// Called by the journal when it has added all that it can read. `is_end_lost`: there may have been
-    /// later updates, with any timestamp up to now.
+    /// later updates, with any timestamp up to now. To a replica that is no loss: it asks its origin for all
+    /// that comes after its newest update.
     pub fn end_of_journal(&mut self, is_end_lost: bool) {
         if self.makes_updates {
             if is_end_lost {
                 self.start_anew(Some(self.next_timestamp()));
             }
         } else if self.updates.is_empty() {
-            // A replica asks its origin for all that comes after its newest update. Here that is everything,
-            // and the first of it decides.
+            // This replica asks for everything, and the first update sets it.
             self.complete_since = None;
         }
     }

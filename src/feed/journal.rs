@@ -2,9 +2,9 @@
 //! there is a line of JSON for each update. Owned by the publisher, on whose thread all of it runs;
 //! only `open` is called by `main`, before anything is served.
 //!
-//! A file that lacks an update would be believed. So after an error it is emptied, and written anew from
-//! the history, which has everything. That is tried at each update, and when none is waiting, but not for
-//! a second after an error.
+//! After a restart a file that lacks an update would be believed, and nobody would be told of a gap. So
+//! after an error the file is emptied, and written anew from the history, which has everything. That is
+//! tried at each update, and when none is waiting, but not for a second after an error.
 
 use std::ffi::OsString;
 use std::fmt::Display;

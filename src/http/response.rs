@@ -1,5 +1,6 @@
-//! A response: a status, headers and usually a body. Made and written by the connection's thread, but
-//! for the pages and the head of a stream, which are made once.
+//! A response: a status, headers and usually a body. Made and written by the connection's thread, or,
+//! where a connection is refused, by the thread `accept`. The pages and the head of a stream are made
+//! once.
 
 use std::io::{self, Write};
 

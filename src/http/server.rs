@@ -95,8 +95,8 @@ impl Server {
         let (served, routes) = (socket.clone(), self.routes.clone());
         let serve = move || {
             connection::serve(&served, &routes);
-            // The descriptor goes first, so that no more are open than permits are taken (but for one whose
-            // socket `admit` still holds).
+            // The descriptor goes first, so that no more are open than permits are taken (but for one
+            // that ends before `admit` has returned, which still holds its socket).
             drop(served);
             drop(permit);
         };

@@ -88,9 +88,9 @@ impl Stream<'_> {
         }
         self.socket.write_all(&bytes)?;
         self.socket.write_all(backlog.wire().as_bytes())?;
-        // From now on the position is what the client has had. So a `since` ahead of all updates is
-        // forgotten, and what comes is sent all the same. But what it has had from another replica is not
-        // to be in a later backlog.
+        // The client has all up to `backlog.last` now. If it had asked from a later time than that, the time
+        // is forgotten: a later backlog must not leave out what came before it. If it has had more from
+        // another replica, no later backlog may repeat that.
         self.position = Cursor::After(backlog.last.max(self.skip_until));
         METRICS.updates_replayed.add(backlog.updates as u64);
         Ok(())
