@@ -37,8 +37,9 @@ struct Entry {
     added: Instant,
     age_then: Duration,
     /// Where its wire form would begin if all updates since the start or the last gap stood in one text. It
-    /// stays right when older ones are forgotten, because `offset` subtracts the `begin` of the oldest. Without it the lengths of
-    /// all before an update would be summed up for each client that comes back, under the lock.
+    /// stays right when older ones are forgotten, because `offset` subtracts the `begin` of the oldest.
+    /// Without it the lengths of all before an update would be summed up for each client that comes back,
+    /// under the lock.
     begin: usize,
 }
 

@@ -67,8 +67,8 @@ impl Journal {
     /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
     /// refuse each other. A disk that fails is no error once there is a lock. Where the file can be
     /// read but not be written anew (a full disk), the history keeps what was in it, and the file is
-    /// emptied. Where it cannot be read, or not even be emptied, a poller has no history; a replica keeps what
-    /// was read, and asks its origin for the rest.
+    /// emptied. Where it cannot be read, or not even be emptied, a poller has no history; a replica keeps
+    /// what was read, and asks its origin for the rest.
     pub fn open(path: &Path, made_up: bool, history: &mut History) -> Result<Journal, String> {
         let refusal = |error| format!("--journal {}: {error}; {ADVICE}", path.display());
         if fs::metadata(path).is_ok_and(|found| !found.is_file()) {

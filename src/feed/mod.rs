@@ -56,8 +56,8 @@ pub struct Feed {
     /// Wakes the heartbeat's thread before its time. Never ends: the feed has both ends.
     wake_heartbeat: Sender<()>,
     wakes: Receiver<()>,
-    /// Nothing is sent on it (`Infallible` has no value). It closes when its other end, `State::presence`, and
-    /// all clones of that are dropped: when the feed has closed and the last subscriber has left.
+    /// Nothing is sent on it (`Infallible` has no value). It closes when its other end, `State::presence`,
+    /// and all clones of that are dropped: when the feed has closed and the last subscriber has left.
     all_gone: Receiver<Infallible>,
     /// Whether prices are made up: every status says so.
     made_up: bool,

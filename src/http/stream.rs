@@ -88,9 +88,9 @@ impl Stream<'_> {
         }
         self.socket.write_all(&bytes)?;
         self.socket.write_all(backlog.wire().as_bytes())?;
-        // The client has all up to `backlog.last` now. If it had asked from a later time than that, the time
-        // is forgotten: a later backlog must not leave out what came before it. If it has had more from
-        // another replica, no later backlog may repeat that.
+        // The client has all up to `backlog.last` now, so its next subscription goes on from there, even
+        // where it has asked for a `since` in the future: updates before that time are sent to it live, so
+        // they must not be missing if it falls behind. What it has had from another replica is not repeated.
         self.position = Cursor::After(backlog.last.max(self.skip_until));
         METRICS.updates_replayed.add(backlog.updates as u64);
         Ok(())
