@@ -64,8 +64,8 @@ struct Header {
 
 impl Journal {
     /// Opens the file, which may be new, and gives the history what is in it. The error is what the
-    /// operator has to change: a file of somebody else is not touched, made-up prices and real ones
-    /// refuse each other. A disk that fails is no error once there is a lock. Where the file can be
+    /// operator has to change: a file whose first line is not ours is not touched, made-up prices and real
+    /// ones refuse each other. A disk that fails is no error once there is a lock. Where the file can be
     /// read but not be written anew (a full disk), the history keeps what was in it, and the file is
     /// emptied. Where it cannot be read, or not even be emptied, a poller has no history; a replica keeps
     /// what was read, and asks its origin for the rest.
