@@ -241,7 +241,13 @@ impl Server {
         Server::poll(command, "127.0.0.1:0", source, arguments)
     }
 
-    fn poll(mut command: Command, address: &str, source: &Source, arguments: &[&str]) -> Server {
+    /// A command that takes the options of the binary, polling as `start` says.
+    pub fn poll(
+        mut command: Command,
+        address: &str,
+        source: &Source,
+        arguments: &[&str],
+    ) -> Server {
         command.args(["--listen", address, "--interval", "100ms"]);
         command.args(["--source-url", &source.url(), "--price-at", "/price"]);
         Server::run(command.args(arguments))
@@ -402,7 +408,8 @@ impl Drop for Server {
     }
 }
 
-fn quiet(command: &mut Command) {
+/// Removes from a command's environment what would configure a server or its HTTP client.
+pub fn quiet(command: &mut Command) {
     let ours = |name: &str| name.starts_with("BTC_TICKER_") || name == "COINDESK_API_KEY";
     let proxy = |name: &str| name.to_ascii_lowercase().ends_with("_proxy");
     for (name, _) in std::env::vars() {

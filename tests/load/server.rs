@@ -31,6 +31,7 @@ pub enum Kind {
     #[value(skip)]
     BtcTicker,
     Axum,
+    /// The example `minimal`.
     Naive,
 }
 
@@ -46,22 +47,25 @@ impl Kind {
     fn program(self) -> PathBuf {
         match self {
             Kind::BtcTicker => PathBuf::from(OURS),
-            peer => peers_target().join(format!("release/peer-{}", peer.name())),
+            Kind::Axum => peers_target().join("release/peer-axum"),
+            Kind::Naive => peers_target().join("release/examples/minimal"),
         }
     }
 
     /// Builds a peer; btc-ticker itself cargo has built already.
     pub fn build(self) -> Result<()> {
-        if self == Kind::BtcTicker {
-            return Ok(());
-        }
-        let manifest = format!("tests/peers/{}/Cargo.toml", self.name());
+        let what: &[&str] = match self {
+            Kind::BtcTicker => return Ok(()),
+            Kind::Axum => &["--manifest-path", "tests/peers/axum/Cargo.toml"],
+            Kind::Naive => &["--example", "minimal"],
+        };
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
         let status = Command::new(cargo)
-            .args(["build", "--release", "--locked", "--manifest-path", &manifest])
+            .args(["build", "--release", "--locked"])
+            .args(what)
             .env("CARGO_TARGET_DIR", peers_target())
             .status()?;
-        if status.success() { Ok(()) } else { Err(format!("{manifest} did not build").into()) }
+        if status.success() { Ok(()) } else { Err(format!("{} did not build", self.name()).into()) }
     }
 }
 
