@@ -1,10 +1,8 @@
-//! The command line and the environment, checked: what comes out of here makes sense.
-//! Read once, by `main`.
+//! The command line and the environment, checked. Read once, by `main`.
 
 use std::env;
 use std::io::{self, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::Resettable;
@@ -12,25 +10,26 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, ValueEnum, value_parser};
 use ureq::http::Uri;
 
-use crate::source::Source;
+use crate::source::store::Store;
+use crate::source::{Endpoint, Source};
 use crate::system::parse_duration;
 
-/// Where CoinDesk's key is taken from. Not an option: options are seen by every `ps`.
+/// CoinDesk's key. Not an option, because `ps` shows options to every user.
 const KEY_VARIABLE: &str = "COINDESK_API_KEY";
 
-/// Tells what a bitcoin costs in USD, now, and what you missed while you were away.
+/// Streams the live bitcoin price in USD and replays what a client missed.
 ///
 /// Try it: btc-ticker --source demo, then open http://127.0.0.1:8080 or
 /// curl -N http://127.0.0.1:8080/stream
 #[derive(Parser)]
 #[command(version, verbatim_doc_comment, args_override_self = true)]
 pub struct Config {
-    /// Address and port to serve; port 0 takes a free one
+    /// Address and port to serve; port 0 picks a free one
     #[arg(long, env = "BTC_TICKER_LISTEN", default_value = "127.0.0.1:8080", value_parser = address)]
     pub listen: SocketAddr,
 
-    /// Where prices come from; auto is CoinDesk where COINDESK_API_KEY is set, else Coinbase; with
-    /// --source-url it is that URL, and gets no key
+    /// Where prices come from; auto is CoinDesk if COINDESK_API_KEY is set, else Coinbase, or the
+    /// --source-url without a key
     #[arg(long, env = "BTC_TICKER_SOURCE", default_value = "auto", value_enum)]
     source: Preset,
 
@@ -42,25 +41,22 @@ pub struct Config {
     #[arg(long, env = "BTC_TICKER_PRICE_AT", value_name = "POINTER", value_parser = pointer)]
     price_at: Option<String>,
 
-    /// Another btc-ticker whose stream is followed, instead of a source: this is a replica of it
-    #[arg(long, env = "BTC_TICKER_FOLLOW", value_name = "URL", value_parser = url)]
-    #[arg(conflicts_with_all = ["source", "source_url", "price_at"])]
-    follow: Option<String>,
+    // Parsed by `Store::new`: clap would print the value, and the password in it.
+    /// Redis stream that keeps updates and is shared by several processes; without it, updates are
+    /// kept in memory. A password belongs into the variable: ps shows options to every user
+    #[arg(long, env = "BTC_TICKER_STORE", value_name = "REDIS_URL", hide_env_values = true)]
+    store: Option<String>,
 
-    // Hyphens are allowed so that -5s is told what a duration looks like, and not that there is no option -5.
-    /// How often the source is asked; in a replica, the same as at its origin
+    // Hyphens are allowed so that -5s gets the error about durations, not one about an option -5.
+    /// How often to fetch the price
     #[arg(long, env = "BTC_TICKER_INTERVAL", default_value = "5s", allow_hyphen_values = true, value_parser = duration)]
     pub interval: Duration,
 
-    /// How long an update is kept for clients that were away
+    /// How long to keep an update for clients that were away
     #[arg(long, env = "BTC_TICKER_RETENTION", default_value = "1h", allow_hyphen_values = true, value_parser = duration)]
     pub retention: Duration,
 
-    /// A file that keeps updates across restarts; without one a restart forgets them
-    #[arg(long, env = "BTC_TICKER_JOURNAL", value_name = "FILE")]
-    pub journal: Option<PathBuf>,
-
-    /// A stream that was quiet for so long gets a comment; in a replica, the same as at its origin
+    /// How long a stream may be idle before it gets a keep-alive comment
     #[arg(long, env = "BTC_TICKER_HEARTBEAT", default_value = "15s", allow_hyphen_values = true, value_parser = duration)]
     pub heartbeat: Duration,
 
@@ -68,7 +64,7 @@ pub struct Config {
     #[arg(long, env = "BTC_TICKER_MAX_CLIENTS", value_name = "NUMBER", value_parser = value_parser!(u64).range(1..=1_000_000))]
     pub max_clients: Option<u64>,
 
-    /// Ask the service that runs at --listen how it is, and exit with 0 if it is well
+    /// Probe the service that runs at --listen, and exit with 0 if it is healthy
     #[arg(long)]
     pub check_health: bool,
 }
@@ -78,14 +74,15 @@ enum Preset {
     Auto,
     Coindesk,
     Coinbase,
-    /// Made-up prices, for a machine without internet
+    /// Simulated prices, for a machine without internet
     Demo,
 }
 
 impl Config {
-    /// Reads and checks. Where a value makes no sense it says what would, and ends the process with 2.
+    /// Parses and checks the command line and the environment. On an error, prints what to write instead and
+    /// exits with 2.
     pub fn read() -> Config {
-        let command = Config::command().mut_args(without_empty_variable);
+        let command = Config::command().mut_args(ignore_empty_variable);
         let parsed = command.clone().try_get_matches();
         let config = match parsed.and_then(|matches| Config::from_arg_matches(&matches)) {
             Ok(config) => config,
@@ -97,55 +94,61 @@ impl Config {
         config
     }
 
-    /// What makes no sense together.
+    /// Returns why the options make no sense together, if they do not.
     fn contradiction(&self) -> Option<&'static str> {
         if self.retention < self.interval {
             return Some(
-                "--retention must be at least --interval, or nothing but the latest update is kept",
+                "--retention must be at least --interval; otherwise only the latest update is kept",
             );
         }
         let has_own_url = self.source_url.is_some() || self.price_at.is_some();
         if self.source == Preset::Demo && has_own_url {
             return Some("--source demo has its own URL: leave out --source-url and --price-at");
         }
-        None
+        self.store().err()
     }
 
-    /// The source that the options describe. That of a demo has no URL yet.
+    /// Returns the source that the options describe.
     pub fn source(&self) -> Source {
-        if let Some(origin) = &self.follow {
-            return Source::origin(origin);
-        }
         let key = match env::var(KEY_VARIABLE) {
             Ok(key) if !key.trim().is_empty() => Some(key.trim().to_owned()),
             _ => None,
         };
-        let mut source = match self.source {
-            Preset::Demo => Source::demo(),
-            Preset::Coinbase => Source::coinbase(),
-            Preset::Coindesk => Source::coindesk(key),
-            Preset::Auto if self.source_url.is_some() => Source::custom(),
-            Preset::Auto if key.is_some() => Source::coindesk(key),
+        match self.source {
+            Preset::Demo => Source::Demo,
+            Preset::Coinbase => Source::Coinbase,
+            Preset::Coindesk => Source::CoinDesk { key },
+            Preset::Auto if self.source_url.is_some() => Source::Custom,
+            Preset::Auto if key.is_some() => Source::CoinDesk { key },
             Preset::Auto => {
-                log::warn!(
+                log::info!(
                     "{KEY_VARIABLE} is not set, so prices come from Coinbase; for CoinDesk, get a \
                      key of a paid plan at https://developers.coindesk.com and set {KEY_VARIABLE}"
                 );
-                Source::coinbase()
+                Source::Coinbase
             }
-        };
-        if let Some(url) = &self.source_url {
-            source.url.clone_from(url);
         }
-        if let Some(price_at) = &self.price_at {
-            source.price_at.clone_from(price_at);
+    }
+
+    /// Returns where that source is asked. (The demo has its URL once it is started.)
+    pub fn endpoint(&self, source: &Source) -> Endpoint {
+        let usual = source.endpoint();
+        Endpoint {
+            url: self.source_url.clone().unwrap_or(usual.url),
+            pointer: self.price_at.clone().unwrap_or(usual.pointer),
         }
-        source
+    }
+
+    /// Returns the shared store, if there is one. The error is for the operator.
+    pub fn store(&self) -> Result<Option<Store>, &'static str> {
+        let Some(url) = &self.store else { return Ok(None) };
+        let store = Store::new(url, self.source == Preset::Demo)?;
+        Ok(Some(store))
     }
 }
 
-/// An environment variable that is empty counts as unset.
-fn without_empty_variable(arg: Arg) -> Arg {
+/// An empty environment variable counts as unset.
+fn ignore_empty_variable(arg: Arg) -> Arg {
     let value = arg.get_env().and_then(env::var_os);
     match value {
         Some(value) if value.is_empty() => arg.env(Resettable::Reset),
@@ -153,8 +156,7 @@ fn without_empty_variable(arg: Arg) -> Arg {
     }
 }
 
-/// Says what is wrong, and which environment variable has the wrong value, if one has, and ends the
-/// process.
+/// Prints the error and, if an environment variable has the wrong value, its name. Exits the process.
 fn exit(command: &Command, error: &clap::Error) -> ! {
     let _ = error.print();
     if let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidValue) {
@@ -174,8 +176,8 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
     found.next().ok_or(FORM)
 }
 
-/// Bounds of every duration. A shorter one makes no sense over a network; with a longer one an `Instant`
-/// may overflow.
+/// Bounds of every duration. A shorter one makes no sense over a network; a longer one may overflow an
+/// `Instant`.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -190,8 +192,7 @@ fn duration(text: &str) -> Result<Duration, &'static str> {
 }
 
 fn url(text: &str) -> Result<String, &'static str> {
-    const FORM: &str =
-        "write a whole URL, such as http://origin:8080 or https://api.example.com/btc";
+    const FORM: &str = "write a whole URL, such as https://api.example.com/btc";
     let uri: Uri = text.parse().map_err(|_| FORM)?;
     match uri.scheme_str() {
         Some("http" | "https") if uri.host().is_some() => Ok(text.to_owned()),

@@ -1,50 +1,48 @@
-//! btc-ticker: what a bitcoin costs, now, and what you missed while you were away.
+//! btc-ticker streams the live bitcoin price and replays what a client missed.
 //!
 //! ```text
-//!  price source                      janitor         heartbeat
-//!       | HTTP                          | expires       | comments, status
-//!       v      first, a line            v               v
-//!    poller ----> journal (a file)   history ====> connection ----> client
-//!       |                               ^    channel   ^    SSE
-//!       +------ then, publishes --------+              | starts
-//!                                                    accept
+//!  price source              janitor      heartbeat
+//!       | HTTP                  | expires     | status, comments
+//!       v                       v             v
+//!    poller ----------------> history ====> connection ----> client
+//!       |        publishes      ^    channel   ^     SSE
+//!       v  with a store:        |              | starts
+//!  Redis stream ------------> reader        accept
 //! ```
 //!
-//! `poller`, `janitor`, `heartbeat` and `accept` are one thread each, `connection` is one for each
-//! client. A client takes its backlog and a channel for what follows in one step, during which nothing
-//! is published. The channel is bounded: it ends when it is full, when its client leaves, or when the
-//! service stops. A client whose channel was full subscribes again, from its last update. The lasting
-//! threads end when the shutdown channel closes; `main` wakes those that wait for a socket. Streams end
-//! when the feed does, and for other connections nobody waits.
+//! `poller`, `reader`, `janitor`, `heartbeat` and `accept` are one thread each; `connection` is one for
+//! each client. A client takes the last page of its backlog and a channel for what follows in one critical
+//! section. The channel is bounded: a client that falls behind loses it, and subscribes again from its last
+//! update. Threads end when the shutdown channel closes; `main` wakes those that wait for a socket. Streams
+//! end when the feed closes.
 //!
-//! The machine, in the order in which a price travels through it:
+//! The modules, in the order in which an update travels through them; each knows only those after it in the
+//! row `http`, `source`, `feed`, `system`:
 //!
-//! 1. [`source`]: where it comes from. `poller` is the thread that asks at every tick, `fetch` reads an
-//!    answer. In a replica (a btc-ticker that has its prices from another one, its origin) `follow` is
-//!    the thread instead, and `origin` the stream that it reads. Both use the HTTP `client`. `outage`
-//!    decides when to try again, `error` says what was wrong, `demo` makes prices up.
-//! 2. [`feed`]: what becomes of it. `publisher` writes it to the `journal`, which is a file, and hands
-//!    it to the feed. `history` keeps it for those who are away, subscribers get it at once; `event` is
-//!    its form, `cursor` says from where a client wants to go on; `janitor` and `heartbeat` are threads.
-//! 3. [`http`]: how it reaches a client. `server` accepts, `connection` is the thread of each client;
-//!    `request`, `routes`, `response` and `pages` are what it asks and gets; `stream` is where it
-//!    stays.
-//! 4. [`system`]: what all of them stand on.
+//! 1. [`source`]: where updates come from. `poller` fetches at every tick, `fetch` reads an answer, `outage`
+//!    backs off, `error` says what failed, `demo` simulates. With a store (a Redis stream shared by several
+//!    processes), `turns` decides which process polls, `reader` publishes what the stream brings, and `store`
+//!    knows the commands.
+//! 2. [`feed`]: publish/subscribe. `history` keeps updates for clients that were away; `event` is the wire
+//!    form, `cursor` a client's position; `freshness` decides when prices are stale; `janitor` and
+//!    `heartbeat` are threads.
+//! 3. [`http`]: how updates reach a client. `server` accepts, `places` decides who may connect, `connection`
+//!    is the thread of each client, `request`, `routes`, `response` and `pages` answer, `stream` streams.
+//! 4. [`system`]: threads, limits, clock, log and metrics.
 //!
-//! Each room knows only those after it in this row: `http`, `source`, `feed`, `system`. [`config`] is
-//! the command line, and the entrance is `main.rs`.
+//! [`config`] is the command line. Begin with `main.rs`.
 //!
 //! ```
-//! use btc_ticker::feed::{Cursor, Feed, History, Update};
+//! use btc_ticker::feed::{self, Cursor, History, Update};
 //! use std::time::Duration;
 //!
 //! let hour = Duration::from_secs(3600);
-//! let feed = Feed::new(History::new(Some(1_000), hour, 100), false, hour);
-//! feed.publish(Update { timestamp: 2_000, price: 97_123.45 });
+//! let (mut publisher, feed) = feed::new(History::new(Some(1_000), hour, 100), false);
+//! publisher.publish(&[Update { timestamp: 2_000, price: 97_123.45 }]);
 //! let client = feed.subscribe(Cursor::After(1_000)).expect("the feed is open");
-//! assert_eq!(client.backlog.updates, 1);
-//! feed.publish(Update { timestamp: 3_000, price: 97_124.5 });
-//! assert!(client.channel.live.recv().is_ok());
+//! assert_eq!(client.page.updates, 1);
+//! publisher.publish(&[Update { timestamp: 3_000, price: 97_124.5 }]);
+//! assert!(client.channel.expect("this was the last page").live.recv().is_ok());
 //! ```
 
 pub mod config;

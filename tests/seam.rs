@@ -1,59 +1,80 @@
 //! The seam between history and live, in every order in which threads may take the locks of the feed.
-//! The channels are real; a joiner hands back what it has, and that is looked at when all threads have
-//! ended, so that nobody waits. The same orders come every time, and one that fails is printed:
-//! `cargo test --release --features shuttle --test seam`.
+//! Joiners hand back their channels, which are checked after all threads have ended, so no thread waits. The
+//! same orders are tried every time, and one that fails is printed:
+//! `cargo test --release --features shuttle --target-dir target/shuttle --test seam`.
 
-use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use btc_ticker::feed::{Channel, Cursor, Feed, History, Subscription, Update};
+use btc_ticker::feed::{self, Channel, Cursor, Feed, History, Publisher, Subscription, Update};
 use crossbeam_channel::TryRecvError;
 use shuttle::thread;
 
 const STARTED: u64 = 1_000;
 /// Timestamps here are long ago: nothing expires by its age.
-const FOR_EVER: Duration = Duration::from_secs(1_000_000 * 3600);
-/// What a channel holds, and two more.
+const FOREVER: Duration = Duration::from_secs(1_000_000 * 3600);
+/// More events than a channel holds.
 const TOO_MANY: u64 = 10;
+/// More updates than two pages hold.
+const TWO_PAGES: u64 = 3_000;
 
-fn feed(capacity: usize) -> Arc<Feed> {
-    Feed::new(History::new(Some(STARTED), FOR_EVER, capacity), false, FOR_EVER)
+fn new_feed(capacity: usize) -> (Publisher, Arc<Feed>) {
+    feed::new(History::new(Some(STARTED), FOREVER, capacity), false)
 }
 
-/// Publishes so many updates, one millisecond after the other.
-fn publish(feed: &Feed, updates: u64) {
-    for number in 1..=updates {
-        feed.publish(Update { timestamp: STARTED + number, price: number as f64 });
+fn update(number: u64) -> Update {
+    Update { timestamp: STARTED + number, price: number as f64 }
+}
+
+/// How updates are published.
+#[derive(Clone, Copy)]
+enum By {
+    /// One at a time, as the poller does.
+    One,
+    /// Two at a time, as the reader of a store may do.
+    Batches,
+}
+
+fn publish(publisher: &mut Publisher, numbers: std::ops::RangeInclusive<u64>, by: By) {
+    let updates: Vec<Update> = numbers.map(update).collect();
+    let size = match by {
+        By::One => 1,
+        By::Batches => 2,
+    };
+    for batch in updates.chunks(size) {
+        publisher.publish(batch);
     }
 }
 
-/// What a client has by now.
+/// A client and what it has received.
 struct Client {
     /// The timestamp of its last update.
     last: u64,
-    /// `None` after it has left, or where the feed was closed.
+    /// `None` between two pages, and when the feed has closed.
     channel: Option<Channel>,
 }
 
 impl Client {
-    /// Subscribes as a client's thread does, and takes the backlog.
-    fn join(feed: &Arc<Feed>) -> Client {
-        let mut client = Client { last: STARTED, channel: None };
+    /// Joins as a client's thread does: page after page, until there is a channel.
+    fn join(feed: &Arc<Feed>, from: u64) -> Client {
+        let mut client = Client { last: from, channel: None };
         client.subscribe(feed);
         client
     }
 
     fn subscribe(&mut self, feed: &Arc<Feed>) {
-        let Some(subscription) = feed.subscribe(Cursor::After(self.last)) else {
-            self.channel = None;
-            return;
-        };
-        let Subscription { backlog, channel, .. } = subscription;
-        self.channel = Some(channel);
-        assert!(backlog.gap.is_none(), "nothing is gone");
-        for id in backlog.wire().lines().filter_map(|line| line.strip_prefix("id: ")) {
-            self.take(id.parse().expect("a timestamp"));
+        loop {
+            let Some(subscription) = feed.subscribe(Cursor::After(self.last)) else { return };
+            let Subscription { page, channel, .. } = subscription;
+            assert!(!page.has_gap, "nothing has expired");
+            assert_eq!(page.is_last, channel.is_some(), "a channel comes with the last page only");
+            for id in page.wire.lines().filter_map(|line| line.strip_prefix("id: ")) {
+                self.take(id.parse().expect("a timestamp"));
+            }
+            self.channel = channel;
+            if self.channel.is_some() {
+                return;
+            }
         }
     }
 
@@ -63,18 +84,18 @@ impl Client {
         self.last = timestamp;
     }
 
-    /// Takes what is on the channel. True where that is still open.
+    /// Takes what is in the channel. Returns whether the channel is still open.
     fn drain(&mut self) -> bool {
         let Some(channel) = &self.channel else { return false };
         let events: Vec<_> = channel.live.try_iter().collect();
         let end = channel.live.try_recv();
-        for update in events.iter().filter_map(|event| event.update) {
-            self.take(update.timestamp);
+        for timestamp in events.iter().filter_map(|event| event.timestamp) {
+            self.take(timestamp);
         }
         matches!(end, Err(TryRecvError::Empty))
     }
 
-    /// Goes on as one that fell behind, until it has everything.
+    /// Resumes, if its channel has ended, until it has everything.
     fn catch_up(&mut self, feed: &Arc<Feed>) {
         while !self.drain() {
             // The old one first, as in a client's thread.
@@ -84,59 +105,79 @@ impl Client {
     }
 }
 
-/// Joiners and a publisher, each on a thread; returns the clients when all have ended.
-fn race(feed: &Arc<Feed>, joiners: usize, updates: u64) -> Vec<Client> {
+/// Joiners and a publisher, each on a thread; everybody must end with all updates.
+fn race(joiners: usize, updates: u64, by: By) {
+    let (mut publisher, feed) = new_feed(100);
     let joiners: Vec<_> = (0..joiners)
         .map(|_| {
             let feed = feed.clone();
-            thread::spawn(move || Client::join(&feed))
+            thread::spawn(move || Client::join(&feed, STARTED))
         })
         .collect();
-    publish(feed, updates);
-    joiners.into_iter().map(|joiner| joiner.join().unwrap()).collect()
-}
-
-fn everybody_has_everything(joiners: usize, updates: u64) {
-    let feed = feed(100);
-    for mut client in race(&feed, joiners, updates) {
+    publish(&mut publisher, 1..=updates, by);
+    for joiner in joiners {
+        let mut client = joiner.join().unwrap();
         client.catch_up(&feed);
         assert_eq!(client.last, STARTED + updates, "lost");
     }
 }
 
 #[test]
-fn one_who_joins_has_each_of_two_updates_once_in_every_order() {
-    shuttle::check_dfs(|| everybody_has_everything(1, 2), None);
+fn a_joiner_has_each_update_once_in_every_order() {
+    shuttle::check_dfs(|| race(1, 2, By::One), None);
+    shuttle::check_dfs(|| race(2, 1, By::One), None);
 }
 
 #[test]
-fn two_who_join_have_the_update_once_in_every_order() {
-    shuttle::check_dfs(|| everybody_has_everything(2, 1), None);
+fn a_joiner_has_each_update_of_a_batch_once_in_every_order() {
+    shuttle::check_dfs(|| race(1, 4, By::Batches), None);
+    shuttle::check_dfs(|| race(2, 2, By::Batches), None);
 }
 
 #[test]
-fn after_a_close_nobody_is_subscribed_in_every_order() {
+fn a_joiner_with_several_pages_has_each_update_once_in_every_order() {
+    for by in [By::One, By::Batches] {
+        let run = move || {
+            let (mut publisher, feed) = new_feed(2 * TWO_PAGES as usize);
+            publisher.publish(&(1..=TWO_PAGES).map(update).collect::<Vec<_>>());
+            let joiner = thread::spawn({
+                let feed = feed.clone();
+                move || Client::join(&feed, STARTED)
+            });
+            publish(&mut publisher, TWO_PAGES + 1..=TWO_PAGES + 2, by);
+            let mut client = joiner.join().unwrap();
+            client.catch_up(&feed);
+            assert_eq!(client.last, STARTED + TWO_PAGES + 2, "lost");
+        };
+        shuttle::check_dfs(run, None);
+    }
+}
+
+#[test]
+fn after_a_close_nothing_is_subscribed_in_every_order() {
     let run = || {
-        let feed = feed(100);
+        let (mut publisher, feed) = new_feed(100);
         let closer = thread::spawn({
             let feed = feed.clone();
-            move || mem::drop(feed.close())
+            move || feed.close()
         });
-        let clients = race(&feed, 1, 1);
+        let joiner = thread::spawn({
+            let feed = feed.clone();
+            move || Client::join(&feed, STARTED)
+        });
+        publish(&mut publisher, 1..=1, By::One);
         closer.join().unwrap();
-        for mut client in clients {
-            assert!(!client.drain(), "a channel is open after the end");
-        }
-        assert!(feed.subscribe(Cursor::Latest).is_none(), "somebody came in after the end");
+        assert!(!joiner.join().unwrap().drain(), "a channel is open after the close");
+        assert!(feed.subscribe(Cursor::Latest).is_none(), "subscribed after the close");
     };
     shuttle::check_dfs(run, None);
 }
 
 #[test]
-fn one_who_joins_while_the_history_forgets_has_the_rest_or_is_told_in_every_order() {
+fn a_joiner_during_eviction_has_the_rest_or_a_gap_in_every_order() {
     let run = || {
-        // It has room for one: the second update drives the first one out.
-        let feed = feed(1);
+        // It has room for one: the second update evicts the first.
+        let (mut publisher, feed) = new_feed(1);
         let janitor = thread::spawn({
             let feed = feed.clone();
             move || {
@@ -147,41 +188,46 @@ fn one_who_joins_while_the_history_forgets_has_the_rest_or_is_told_in_every_orde
             let feed = feed.clone();
             move || feed.subscribe(Cursor::After(STARTED)).expect("it is open")
         });
-        publish(&feed, 2);
+        publish(&mut publisher, 1..=2, By::One);
         janitor.join().unwrap();
-        let Subscription { backlog, channel, .. } = joiner.join().unwrap();
-        let live: Vec<_> = channel.live.try_iter().filter_map(|it| it.update).collect();
-        let is_told = backlog.gap.is_some();
-        let lost = if is_told { 1 } else { 0 };
-        assert_eq!(backlog.updates + live.len() + lost, 2, "lost without a word, or doubled");
+        let Subscription { page, channel, .. } = joiner.join().unwrap();
+        let live = channel.expect("the last page").live.try_iter().count();
+        let lost = usize::from(page.has_gap);
+        assert_eq!(page.updates + live + lost, 2, "lost without a gap, or doubled");
     };
     shuttle::check_dfs(run, None);
 }
 
-/// More threads than can be tried in every order: a crowd that joins, one that is slow and falls behind,
-/// one that leaves, the heartbeat and the janitor.
-fn a_busy_day() {
-    let feed = feed(100);
-    let others = [
+/// More threads than can be tried in every order: clients that join, that fall behind and that leave, the
+/// heartbeat and the janitor.
+fn a_busy_day(by: By) {
+    let (mut publisher, feed) = new_feed(100);
+    let mut others = vec![
         thread::spawn({
             let feed = feed.clone();
             move || {
-                feed.keep_open(Duration::ZERO);
+                feed.keep_alive();
+                feed.announce(None);
                 feed.expire();
             }
         }),
         thread::spawn({
             let feed = feed.clone();
-            move || mem::drop(Client::join(&feed))
+            move || drop(Client::join(&feed, STARTED))
         }),
     ];
-    let mut slow = Client::join(&feed);
-    let clients = race(&feed, 3, TOO_MANY);
-    for other in others {
-        other.join().unwrap();
-    }
-    assert!(!slow.drain(), "its channel holds less than that");
-    for mut client in clients.into_iter().chain([slow]) {
+    let mut clients = vec![Client::join(&feed, STARTED)];
+    let joiners: Vec<_> = (0..3)
+        .map(|_| {
+            let feed = feed.clone();
+            thread::spawn(move || Client::join(&feed, STARTED))
+        })
+        .collect();
+    publish(&mut publisher, 1..=TOO_MANY, by);
+    others.drain(..).for_each(|other| other.join().unwrap());
+    clients.extend(joiners.into_iter().map(|joiner| joiner.join().unwrap()));
+    assert!(!clients[0].drain(), "its channel holds less than that");
+    for mut client in clients {
         client.catch_up(&feed);
         assert_eq!(client.last, STARTED + TOO_MANY, "lost");
     }
@@ -189,12 +235,10 @@ fn a_busy_day() {
 
 #[test]
 fn a_crowd_has_everything_in_thousands_of_random_orders() {
-    shuttle::check_random(|| everybody_has_everything(3, 5), 20_000);
-    shuttle::check_random(a_busy_day, 5_000);
-}
-
-#[test]
-fn a_crowd_has_everything_in_thousands_of_unlucky_orders() {
-    shuttle::check_pct(|| everybody_has_everything(3, 5), 10_000, 3);
-    shuttle::check_pct(a_busy_day, 5_000, 3);
+    for by in [By::One, By::Batches] {
+        shuttle::check_random(move || race(3, 6, by), 10_000);
+        shuttle::check_random(move || a_busy_day(by), 2_500);
+        shuttle::check_pct(move || race(3, 6, by), 5_000, 3);
+        shuttle::check_pct(move || a_busy_day(by), 2_500, 3);
+    }
 }

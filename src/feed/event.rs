@@ -1,83 +1,76 @@
 //! What travels from the source to the clients: an update, and the events of the stream. An event is
-//! encoded for the wire once, by the thread that makes it, and then shared by all.
+//! encoded once, by the thread that creates it, and then shared by all clients.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
-/// A price of one bitcoin in USD and when it was retrieved, in Unix milliseconds.
+/// The price of one bitcoin in USD and when it was retrieved, in Unix milliseconds.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct Update {
     pub timestamp: u64,
     pub price: f64,
 }
 
-impl Update {
-    pub fn to_json(self) -> String {
-        serde_json::to_string(&self).expect("two numbers always have a JSON form")
-    }
+/// Whether prices are current. Every stream begins with it, and it is sent again when it changes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Status {
+    pub simulated: bool,
+    pub stale: bool,
+    /// Why prices are stale.
+    pub reason: Option<String>,
+    /// The timestamp of the newest update.
+    pub latest: Option<u64>,
+    /// This machine's clock, in Unix milliseconds, so that a client can tell how old an update is.
+    pub now: u64,
 }
 
-/// One Server-Sent Event, or a gap and the update after it, ready to be written.
+/// One Server-Sent Event or comment, ready to be written.
 #[derive(Debug)]
 pub struct Event {
-    /// The update, if it is one. Only an update has an id on the wire: with any other id a browser
-    /// would later ask for the wrong updates.
-    pub update: Option<Update>,
+    /// The timestamp of the update, if it is one.
+    pub timestamp: Option<u64>,
     pub wire: Box<str>,
 }
 
-/// What stands before the data of an event.
-const DATA: &str = "data: ";
-
 impl Event {
-    /// The unnamed event of an update; its id is the timestamp, so a client's cursor is a time.
+    /// The unnamed event of an update. Its id is the timestamp, so a client's cursor is a time.
     pub fn update(update: Update) -> Event {
-        let wire = format!("id: {}\n{DATA}{}\n\n", update.timestamp, update.to_json());
-        Event { update: Some(update), wire: wire.into() }
+        let data = to_json(&update);
+        let wire = format!("id: {}\ndata: {data}\n\n", update.timestamp);
+        Event { timestamp: Some(update.timestamp), wire: wire.into() }
     }
 
-    /// Its data; empty for a comment.
+    /// The event of a status. Like all events but updates it has no id: a browser would later resume from
+    /// that id and miss updates.
+    pub fn status(status: &Status) -> Event {
+        Event::named("status", &to_json(status))
+    }
+
+    /// Something after `since` is missing; `oldest` is the first update after the gap. `since` is `None` if
+    /// the client's id is none of ours.
+    pub fn gap(since: Option<u64>, oldest: Option<u64>) -> Event {
+        Event::named("gap", &json!({"since": since, "oldest": oldest}).to_string())
+    }
+
+    /// A comment. No empty line follows: some clients would take that for the end of an event without data.
+    pub fn keep_alive() -> Event {
+        Event { timestamp: None, wire: ":\n".into() }
+    }
+
+    fn named(name: &str, data: &str) -> Event {
+        Event { timestamp: None, wire: format!("event: {name}\ndata: {data}\n\n").into() }
+    }
+
+    /// Returns the data of a named event or an update; empty for a comment.
     pub fn data(&self) -> &str {
-        data_lines(&self.wire).next().unwrap_or_default()
-    }
-
-    /// Tells that prices have stopped coming; `since` is the timestamp of the last one.
-    pub fn stale(made_up: bool, since: Option<u64>, reason: &str) -> Event {
-        let data = json!({"made_up": made_up, "stale": true, "since": since, "reason": reason});
-        Event::named("status", &data)
-    }
-
-    /// Tells that prices are coming.
-    pub fn fresh(made_up: bool) -> Event {
-        Event::named("status", &json!({"made_up": made_up, "stale": false}))
-    }
-
-    /// Tells that something after `since` is gone; `oldest` is the first update that is not.
-    pub fn gap(since: u64, oldest: Option<u64>) -> Event {
-        Event::named("gap", &json!({"since": since, "oldest": oldest}))
-    }
-
-    /// The same update with a gap event before it: something between `since` and this update is gone.
-    pub fn after_gap(&self, since: u64) -> Event {
-        let gap = Event::gap(since, self.update.map(|update| update.timestamp));
-        Event { update: self.update, wire: format!("{}{}", gap.wire, self.wire).into() }
-    }
-
-    /// A comment that keeps the stream open. There is no empty line after it: some clients would take
-    /// that for the end of an event without data.
-    pub fn heartbeat() -> Event {
-        Event { update: None, wire: ":\n".into() }
-    }
-
-    fn named(name: &str, data: &Value) -> Event {
-        Event { update: None, wire: format!("event: {name}\n{DATA}{data}\n\n").into() }
+        let data = self.wire.lines().find_map(|line| line.strip_prefix("data: "));
+        data.unwrap_or_default()
     }
 }
 
-/// The data of each event in a text of events: for updates, their JSON.
-pub fn data_lines(wire: &str) -> impl Iterator<Item = &str> {
-    wire.lines().filter_map(|line| line.strip_prefix(DATA))
+/// Encodes one of the types above. Cannot fail: they have no map and no fallible serializer.
+pub fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("plain structs always have a JSON form")
 }
 
 #[cfg(test)]
@@ -95,18 +88,21 @@ mod tests {
 
     #[test]
     fn events_without_an_update_have_no_id() {
+        let status = Status {
+            simulated: false,
+            stale: true,
+            reason: Some("timed out".to_owned()),
+            latest: Some(7),
+            now: 9,
+        };
         assert_eq!(
-            &*Event::gap(5, None).wire,
+            &*Event::status(&status).wire,
+            "event: status\ndata: {\"simulated\":false,\"stale\":true,\"reason\":\"timed out\",\
+             \"latest\":7,\"now\":9}\n\n"
+        );
+        assert_eq!(
+            &*Event::gap(Some(5), None).wire,
             "event: gap\ndata: {\"oldest\":null,\"since\":5}\n\n"
-        );
-        assert_eq!(
-            &*Event::stale(false, Some(7), "timed out").wire,
-            "event: status\n\
-             data: {\"made_up\":false,\"reason\":\"timed out\",\"since\":7,\"stale\":true}\n\n"
-        );
-        assert_eq!(
-            &*Event::fresh(true).wire,
-            "event: status\ndata: {\"made_up\":true,\"stale\":false}\n\n"
         );
     }
 }

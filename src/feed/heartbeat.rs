@@ -1,59 +1,60 @@
-//! The heartbeat: a thread that keeps quiet streams open, and tells when prices have stopped coming.
-//! Shares the feed, and waits for nobody else: so clients are told even where the poller hangs.
+//! The heartbeat: a thread that keeps idle streams open and announces when prices become stale or fresh.
+//! Owns the freshness; shares the feed. It waits for no other thread, so clients are told even if the
+//! poller hangs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{at, select};
+use crossbeam_channel::{Receiver, at, select};
 
 use super::Feed;
+use super::freshness::{Change, Freshness, Report};
 use crate::system::Shutdown;
 
-/// Runs until shutdown. Streams that have been quiet for `heartbeat` get a comment: proxies keep them
-/// open, and a client that has gone is noticed. One timer for all, because one for each client would
-/// cost as many threads or wake-ups as there are clients.
-pub fn run(feed: &Feed, heartbeat: Duration, shutdown: &Shutdown) {
+/// Runs until shutdown. A stream idle for `idle` gets a keep-alive comment: proxies keep the connection
+/// open, and a disconnected client is noticed. One timer for all streams, because one for each would cost as
+/// many wake-ups as there are clients. `reports` ends when the threads that report have ended.
+pub fn run(
+    feed: &Feed,
+    mut freshness: Freshness,
+    reports: &Receiver<Report>,
+    idle: Duration,
+    shutdown: &Shutdown,
+) {
+    let mut last_sent = Instant::now();
     loop {
-        if let Some(reason) = feed.tell_if_stale() {
-            log::warn!("the price is stale: {reason}");
-        }
-        feed.keep_open(heartbeat);
+        let comment_at = last_sent + idle;
+        let next = freshness.deadline().map_or(comment_at, |stale_at| stale_at.min(comment_at));
         select! {
             recv(shutdown.closed) -> _ => return,
-            recv(feed.wakes) -> _ => {}
-            recv(at(feed.next_deadline(heartbeat))) -> _ => {}
+            recv(reports) -> report => match report {
+                Ok(report) => {
+                    if matches!(report, Report::Updated) {
+                        last_sent = Instant::now();
+                    }
+                    freshness.report(report, Instant::now());
+                }
+                // The service is stopping.
+                Err(_) => return,
+            },
+            recv(at(next)) -> _ => {}
         }
-    }
-}
-
-#[cfg(all(test, not(feature = "shuttle")))]
-mod tests {
-    use std::thread;
-
-    use crossbeam_channel::bounded;
-
-    use super::*;
-    use crate::feed::{Cursor, History};
-
-    #[test]
-    fn a_search_for_the_gone_is_two_comments_and_not_again_at_once() {
-        const HOUR: Duration = Duration::from_secs(3600);
-        let feed = Feed::new(History::new(Some(1), HOUR, 10), false, HOUR);
-        let here = feed.subscribe(Cursor::Latest).unwrap();
-        let (open, shutdown) = bounded(0);
-        let heartbeat = thread::spawn({
-            let feed = feed.clone();
-            move || run(&feed, HOUR, &Shutdown { closed: shutdown })
-        });
-        feed.find_gone();
-        for _ in 0..2 {
-            assert_eq!(here.channel.live.recv().unwrap().wire.as_ref(), ":\n");
+        let now = Instant::now();
+        match freshness.change(now) {
+            Some(Change::Fresh) => {
+                log::info!("prices are fresh again");
+                feed.announce(None);
+                last_sent = now;
+            }
+            Some(Change::Stale(reason)) => {
+                log::warn!("prices are stale: {reason}");
+                feed.announce(Some(reason));
+                last_sent = now;
+            }
+            None if now >= last_sent + idle => {
+                feed.keep_alive();
+                last_sent = now;
+            }
+            None => {}
         }
-        feed.find_gone();
-        while !feed.wakes.is_empty() {
-            thread::yield_now();
-        }
-        drop(open);
-        heartbeat.join().unwrap();
-        assert!(here.channel.live.is_empty(), "it has just looked");
     }
 }

@@ -1,31 +1,25 @@
-//! The history: the updates that are retained, and what is known of those that are not.
-//! Owned by the feed, under whose lock all of this runs.
+//! The history: the updates that are retained, and since when none is missing. Owned by the feed, which
+//! calls all of this under its lock.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cursor::Cursor;
-use super::event::{Event, Update, data_lines};
+use super::event::{Event, Update};
 use crate::system::unix_millis;
 
-/// A backlog up to this long is joined for the client; a longer one is cut out of what all share.
-const SMALL_BACKLOG: usize = 64;
-/// The newest update stays though it has expired, until there is a newer one: how often to look for that.
+/// A page ends with the update that exceeds this size, in bytes. The larger the page, the fewer times a
+/// client that catches up takes the locks, and the more memory it holds while it reads slowly.
+const PAGE_SIZE: usize = 64 * 1024;
+/// The newest update stays though it has expired, until a newer one arrives: how often to look for that.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub struct History {
-    /// Oldest first. The newest one stays, however old it is: it is the latest price that is known.
-    updates: VecDeque<Entry>,
-    /// The wire form of all `updates` back to back, made when a client first needs it and dropped
-    /// at the next change: a crowd that comes back at once shares one copy.
-    joined: Option<Arc<str>>,
-    /// Since when nothing is missing: a cursor below this timestamp may have missed something. `None` where
-    /// nobody knows: the first update sets it.
+    /// Oldest first. The newest one stays, however old: it is the latest known price.
+    entries: VecDeque<Entry>,
+    /// A cursor below this timestamp may have missed something. `None` while nothing is known of the past.
     complete_since: Option<u64>,
-    /// Whether the updates are made by this process, rather than by an origin.
-    makes_updates: bool,
     retention: Duration,
     capacity: usize,
 }
@@ -33,14 +27,9 @@ pub struct History {
 struct Entry {
     update: Update,
     event: Arc<Event>,
-    /// When it was added, by the clock that never steps, and how old it was then.
+    /// When it was added, by the monotonic clock, and how old it was then.
     added: Instant,
     age_then: Duration,
-    /// Where its wire form would begin if all updates since the start or the last gap stood in one text. It
-    /// stays right when older ones are forgotten, because `offset` subtracts the `begin` of the oldest.
-    /// Without it the lengths of all before an update would be summed up for each client that comes back,
-    /// under the lock.
-    begin: usize,
 }
 
 impl Entry {
@@ -49,183 +38,142 @@ impl Entry {
     }
 }
 
-/// Updates in their wire form, oldest first, ready to be written at once.
-#[derive(Clone, Default)]
-pub struct Backlog {
-    /// Told first, where something between the cursor and these updates is gone.
-    pub gap: Option<Arc<Event>>,
-    /// A cursor below this may have missed something. `None` where the first update decides.
-    pub complete_since: Option<u64>,
+/// Part of a client's backlog, ready to be written.
+#[derive(Default)]
+pub struct Page {
+    /// The `gap` event, if something between the cursor and this page is missing, then the updates.
+    pub wire: String,
+    pub has_gap: bool,
     pub updates: usize,
-    /// The timestamp of the last of them. Where this backlog is empty, that of the newest update in the
-    /// history; 0 where that is empty, too. A client that has written all of this goes on from it.
-    pub last: u64,
-    joined: Arc<str>,
-    range: Range<usize>,
+    /// The timestamp of the last update of the page.
+    pub last: Option<u64>,
+    /// Whether the page reaches the newest update.
+    pub is_last: bool,
 }
 
-impl Backlog {
-    /// Without any update.
-    pub fn empty(complete_since: u64) -> Backlog {
-        Backlog { complete_since: Some(complete_since), ..Backlog::default() }
-    }
-
-    pub fn wire(&self) -> &str {
-        &self.joined[self.range.clone()]
-    }
-
-    /// The JSON of each update.
-    pub fn json(&self) -> impl Iterator<Item = &str> {
-        data_lines(self.wire())
-    }
+/// Updates after a cursor.
+pub struct Found {
+    pub updates: Vec<Update>,
+    pub gap: Option<Event>,
 }
 
 impl History {
-    /// An empty history that keeps updates for `retention`, and never more than `capacity` of them.
-    /// `complete_since` is the present (Unix milliseconds) where this process makes the updates: it
-    /// knows nothing of before. `None` where they come from elsewhere.
+    /// Creates an empty history that keeps updates for `retention`, and at most `capacity` of them.
+    /// `complete_since` is the present (Unix milliseconds) if all updates are made by this process, and
+    /// `None` if its past is still to be read.
     pub fn new(complete_since: Option<u64>, retention: Duration, capacity: usize) -> History {
-        History {
-            updates: VecDeque::new(),
-            joined: None,
-            complete_since,
-            makes_updates: complete_since.is_some(),
-            retention,
-            capacity,
-        }
+        History { entries: VecDeque::new(), complete_since, retention, capacity }
     }
 
-    /// Forgets all updates. From `complete_since` on (Unix milliseconds) nothing is missing; where that is
-    /// `None`, from the next update on.
-    pub fn start_anew(&mut self, complete_since: Option<u64>) {
-        self.updates.clear();
-        self.joined = None;
-        self.complete_since = complete_since;
-    }
-
-    /// Called by the journal when it has added all that it can read. `is_end_lost`: there may have been
-    /// later updates, with any timestamp up to now. To a replica that is no loss: it asks its origin for all
-    /// that comes after its newest update.
-    pub fn end_of_journal(&mut self, is_end_lost: bool) {
-        if self.makes_updates {
-            if is_end_lost {
-                self.start_anew(Some(self.next_timestamp()));
-            }
-        } else if self.updates.is_empty() {
-            // This replica asks for everything, and the first update sets it.
-            self.complete_since = None;
-        }
-    }
-
-    /// How many updates are retained.
-    pub fn count(&self) -> usize {
-        self.updates.len()
+    /// Drops all updates. Nothing is missing after `complete_since` (Unix milliseconds).
+    pub fn start_over(&mut self, complete_since: u64) {
+        self.entries.clear();
+        self.complete_since = Some(complete_since);
     }
 
     pub fn latest(&self) -> Option<Update> {
-        self.updates.back().map(|entry| entry.update)
+        self.entries.back().map(|entry| entry.update)
     }
 
-    /// How old the newest update is.
+    /// Returns the age of the newest update.
     pub fn age(&self) -> Option<Duration> {
-        self.updates.back().map(Entry::age)
+        self.entries.back().map(Entry::age)
     }
 
-    /// The timestamp of the newest update; 0 before the first.
-    pub fn newest(&self) -> u64 {
-        self.latest().map_or(0, |update| update.timestamp)
+    /// Returns the number of updates retained.
+    pub fn count(&self) -> usize {
+        self.entries.len()
     }
 
-    /// The present as the timestamp of the next update. They rise even when the clock steps back.
+    /// Returns the present as the timestamp of the next update. Timestamps rise even if the clock steps
+    /// back.
     pub fn next_timestamp(&self) -> u64 {
-        let last = self.newest().max(self.complete_since.unwrap_or(0));
-        unix_millis().max(last + 1)
+        let newest = self.latest().map(|update| update.timestamp);
+        match newest.max(self.complete_since) {
+            Some(last) => unix_millis().max(last.saturating_add(1)),
+            None => unix_millis(),
+        }
     }
 
-    /// Adds an update, whose timestamp is above that of the newest.
+    /// Appends an update, whose timestamp is above that of the newest.
     pub fn push(&mut self, update: Update, event: Arc<Event>) {
-        if self.complete_since.is_none() {
-            self.complete_since = Some(update.timestamp);
-        }
         let age_then = Duration::from_millis(unix_millis().saturating_sub(update.timestamp));
-        let begin = self.updates.back().map_or(0, |last| last.begin + last.event.wire.len());
-        let added = Instant::now();
-        self.updates.push_back(Entry { update, event, added, age_then, begin });
-        self.joined = None;
-        if self.updates.len() > self.capacity {
-            self.forget_oldest();
+        self.entries.push_back(Entry { update, event, added: Instant::now(), age_then });
+        if self.entries.len() > self.capacity {
+            self.drop_oldest();
         }
     }
 
-    /// Forgets what is older than the retention, and returns when to do so again.
+    /// Drops updates older than the retention, and returns when to do so again.
     pub fn expire(&mut self) -> Instant {
-        while self.updates.len() > 1 {
-            let left = self.retention.saturating_sub(self.updates[0].age());
+        while self.entries.len() > 1 {
+            let left = self.retention.saturating_sub(self.entries[0].age());
             if !left.is_zero() {
                 return Instant::now() + left;
             }
-            self.forget_oldest();
+            self.drop_oldest();
         }
-        // The newest one may have expired already, and goes when there is a newer one.
         Instant::now() + self.retention.min(LOOK_AGAIN)
     }
 
-    fn forget_oldest(&mut self) {
-        let Some(forgotten) = self.updates.pop_front() else { return };
-        self.joined = None;
-        self.complete_since = Some(forgotten.update.timestamp);
+    fn drop_oldest(&mut self) {
+        if let Some(dropped) = self.entries.pop_front() {
+            self.complete_since = Some(dropped.update.timestamp);
+        }
     }
 
-    /// The first `limit` updates after a cursor, or the latest ones.
-    pub fn backlog(&mut self, from: Cursor, limit: usize) -> Backlog {
-        let count = self.updates.len();
-        let (start, gap) = match from {
-            Cursor::Latest => (count.saturating_sub(limit), None),
-            Cursor::After(since) => {
-                let start = self.updates.partition_point(|entry| entry.update.timestamp <= since);
-                (start, self.gap(since, start))
+    /// Returns the first page after a cursor.
+    pub fn page(&self, from: Cursor) -> Page {
+        let mut page = Page { is_last: true, ..Page::default() };
+        let start = self.start(from, 1);
+        if let Some(gap) = self.gap(from, start) {
+            page.wire += &gap.wire;
+            page.has_gap = true;
+        }
+        for entry in self.entries.range(start..) {
+            if page.wire.len() >= PAGE_SIZE {
+                page.is_last = false;
+                break;
             }
+            page.wire += &entry.event.wire;
+            page.updates += 1;
+            page.last = Some(entry.update.timestamp);
+        }
+        page
+    }
+
+    /// Returns the first `limit` updates after a cursor, or the latest ones.
+    pub fn find(&self, from: Cursor, limit: usize) -> Found {
+        let start = self.start(from, limit);
+        let after = self.entries.range(start..);
+        Found {
+            updates: after.take(limit).map(|entry| entry.update).collect(),
+            gap: self.gap(from, start),
+        }
+    }
+
+    /// Returns the index of the first update for a cursor; `count` is how many of the latest ones a client
+    /// without a position receives.
+    fn start(&self, from: Cursor, count: usize) -> usize {
+        match from {
+            Cursor::Latest | Cursor::Foreign(_) => self.entries.len().saturating_sub(count),
+            Cursor::Beginning => 0,
+            Cursor::After(time) => {
+                self.entries.partition_point(|entry| entry.update.timestamp <= time)
+            }
+        }
+    }
+
+    /// Returns the `gap` event if something between the cursor and the update at index `start` may be
+    /// missing.
+    fn gap(&self, from: Cursor, start: usize) -> Option<Event> {
+        let since = match from {
+            Cursor::Latest | Cursor::Beginning => return None,
+            Cursor::Foreign(id) => id,
+            Cursor::After(time) if Some(time) < self.complete_since => Some(time),
+            Cursor::After(_) => return None,
         };
-        let end = start.saturating_add(limit).min(count);
-        let last = match self.updates.range(..end).next_back() {
-            Some(last) => last.update.timestamp,
-            None => 0,
-        };
-        let updates = end - start;
-        let joined;
-        let range;
-        if updates <= SMALL_BACKLOG {
-            joined = join(self.updates.range(start..end));
-            range = 0..joined.len();
-        } else {
-            joined = self.joined.get_or_insert_with(|| join(self.updates.iter())).clone();
-            range = self.offset(start, &joined)..self.offset(end, &joined);
-        }
-        Backlog { gap, complete_since: self.complete_since, updates, last, joined, range }
+        let oldest = self.entries.get(start).map(|entry| entry.update.timestamp);
+        Some(Event::gap(since, oldest))
     }
-
-    /// The event for a client whose cursor is `since`, where something between that and the update with
-    /// the index `start` is gone.
-    fn gap(&self, since: u64, start: usize) -> Option<Arc<Event>> {
-        // 0 asks for what there is, so nothing can be missing from it.
-        if since == 0 || self.complete_since.is_some_and(|time| since >= time) {
-            return None;
-        }
-        let oldest = self.updates.get(start).map(|entry| entry.update.timestamp);
-        Some(Arc::new(Event::gap(since, oldest)))
-    }
-
-    /// Where the update with this index begins in what is joined.
-    fn offset(&self, index: usize, joined: &str) -> usize {
-        match self.updates.get(index) {
-            Some(entry) => entry.begin - self.updates[0].begin,
-            None => joined.len(),
-        }
-    }
-}
-
-/// The wire form of these updates in one piece.
-fn join<'a>(entries: impl Iterator<Item = &'a Entry>) -> Arc<str> {
-    let joined: String = entries.map(|entry| &*entry.event.wire).collect();
-    joined.into()
 }

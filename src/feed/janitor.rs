@@ -1,16 +1,15 @@
-//! The janitor: a thread that makes the feed forget what is older than the retention.
-//! Shares the feed, whose lock of the state it holds only to drop what has expired.
+//! The janitor: a thread that evicts expired updates. Shares the feed, whose history it locks only to drop
+//! what has expired.
 
 use std::time::{Duration, Instant};
 
 use super::Feed;
 use crate::system::Shutdown;
 
-/// It sleeps at least so long: where updates come fast they are dropped in batches, not one by one.
+/// The shortest sleep: if updates come fast they are evicted in batches, not one by one.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs until shutdown. Sleeps until the oldest update expires, or for at most a second where there is
-/// only one.
+/// Runs until shutdown. Sleeps until the oldest update expires.
 pub fn run(feed: &Feed, shutdown: &Shutdown) {
     loop {
         let next = feed.expire().max(Instant::now() + MIN_PAUSE);

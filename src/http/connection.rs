@@ -1,42 +1,55 @@
-//! A connection: its requests are answered in their order, until one side ends it or a stream begins.
-//! Runs on the connection's own thread, `connection`; shares the routes with all others.
+//! A connection: answers its requests in order, until one side ends it or a stream begins. Runs on the
+//! connection's own thread, `connection`; shares the routes with all others.
 
 use std::io::{self, BufWriter, Read, Write};
 use std::net::{Shutdown as Half, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tiny_http::Method;
+use ureq::http::{Method, StatusCode};
 
+use super::places::Place;
 use super::request::{self, HEAD_TIMEOUT};
 use super::response::Response;
-use super::routes::{Answer, Routes, StreamStart, UNKNOWN_PATH};
+use super::routes::{Answer, Routes, UNKNOWN_PATH};
+use super::stream::Stream;
 use crate::system::METRICS;
 
-/// A connection whose buffers are full and that takes nothing for so long is closed.
+/// A connection is closed if its buffers are full and the client reads nothing for this long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most responses fit, and leave in one piece. It is more than 1 KiB for another reason, too: a smaller
-/// block would stay with its thread after it was freed, in a cache of glibc, and a stream's thread stays
-/// for hours.
+/// Most responses fit, and leave in one piece. More than 1 KiB, because glibc keeps smaller blocks in a
+/// cache of the thread, and the thread of a stream lives for hours.
 const WRITE_BUFFER: usize = 4 * 1024;
-/// How long, and for how many bytes, the client may go on sending after its last answer.
+/// How long, and for how many bytes, a client may keep sending after its last answer.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 2 * 1024 * 1024;
 
-/// Serves a client until its connection ends. Called on the thread of the connection. A `&TcpStream` can
-/// read and write: std has both for it, because the system does the locking.
-pub fn serve(socket: &TcpStream, routes: &Routes) {
-    match answer_all(socket, routes) {
-        Ok(Some(start)) => routes.stream(socket, start),
-        Ok(None) => linger(socket),
-        Err(_) => {} // The client has gone.
+/// Serves a client until its connection ends. Called on the thread of the connection.
+pub fn serve(socket: Arc<TcpStream>, mut place: Place, routes: &Routes) {
+    match answer_all(&socket, &mut place, routes) {
+        Ok(Some(stream)) => {
+            let Some(permit) = place.keep() else { return };
+            stream.run(&socket);
+            // The descriptor goes first, so that no more are open than permits are taken.
+            drop(socket);
+            drop(permit);
+            return;
+        }
+        Ok(None) => linger(&socket),
+        Err(_) => {} // The client has disconnected.
     }
+    drop(socket);
+    drop(place);
 }
 
-/// Answers requests, until there are no more or one is for a stream, which it returns.
-// It has returned, and freed what it read, before a stream begins. Not inlined, so that its stack frame
-// is gone then, too.
+/// Answers requests, until there are no more or one asks for a stream, which it returns.
+// Not inlined: it has returned, and its stack and buffers are free, before a stream begins.
 #[inline(never)]
-fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Option<StreamStart>> {
+fn answer_all(
+    socket: &TcpStream,
+    place: &mut Place,
+    routes: &Routes,
+) -> io::Result<Option<Stream>> {
     socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
     socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     // What was read and not yet answered.
@@ -46,21 +59,25 @@ fn answer_all(socket: &TcpStream, routes: &Routes) -> io::Result<Option<StreamSt
             Ok(Some(request)) => request,
             Ok(None) => return Ok(None),
             Err(refusal) => {
-                METRICS.http_requests.inc(&[&UNKNOWN_PATH, &refusal.status]);
+                METRICS.http_requests.inc(&[&UNKNOWN_PATH, &refusal.status.as_u16()]);
                 send(socket, &Response::error(refusal.status, refusal.message), false)?;
                 return Ok(None);
             }
         };
+        place.renew();
         let mut response = match routes.answer(&request) {
             Answer::Response(response) => response,
-            Answer::Stream(start) => return Ok(Some(start)),
+            Answer::Stream(stream) => return Ok(Some(stream)),
         };
-        if request.method == Method::Head {
+        // A client that is refused must not hold a connection that others need.
+        let is_busy = response.status == StatusCode::SERVICE_UNAVAILABLE;
+        let keep_alive = request.keep_alive && !is_busy;
+        if request.method == Method::HEAD {
             // Only the head, with the length that the body would have.
             response = response.body(Vec::new());
         }
-        send(socket, &response, request.keep_alive)?;
-        if !request.keep_alive {
+        send(socket, &response, keep_alive)?;
+        if !keep_alive {
             return Ok(None);
         }
     }
@@ -77,8 +94,8 @@ fn send(socket: &TcpStream, response: &Response, keep_alive: bool) -> io::Result
     sent
 }
 
-/// Reads what the client still sends, until it has seen the end of the answer. A socket that is closed
-/// with unread bytes in it resets the connection, and then the answer may never be read.
+/// Reads what the client still sends, until it has seen the end of the answer. Closing a socket with unread
+/// bytes resets the connection, and the client may then never read the answer.
 fn linger(mut socket: &TcpStream) {
     let _ = socket.shutdown(Half::Write);
     let deadline = Instant::now() + LINGER;

@@ -1,13 +1,15 @@
 //! The public side: HTTP, from the accept loop to the last byte of a stream. A connection is one
-//! descriptor and one thread, from accept to close. This room stands on all others.
+//! descriptor and one thread, from accept to close. This module stands on all others.
 
 mod connection;
 mod pages;
+mod places;
 mod request;
 mod response;
 mod routes;
 mod server;
 mod stream;
 
+pub use places::Places;
 pub use routes::Routes;
 pub use server::{Server, listen};

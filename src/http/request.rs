@@ -6,67 +6,74 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use httparse::{Error, Header, Status};
-use tiny_http::Method;
 use ureq::http::uri::{Authority, Uri};
+use ureq::http::{Method, StatusCode};
 
-/// Bytes that a head may have, and header lines.
+/// The largest head, in bytes and in header lines.
 pub const MAX_HEAD: usize = 8 * 1024;
 const MAX_HEADERS: usize = 64;
-/// How long a head may take, from its first byte, however it is sent; and how long a connection may
-/// be idle before that.
+/// How long a head may take from its first byte, however it is sent, and how long a connection may be
+/// idle before that.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// What is read at once. More than 1 KiB, so that the allocator takes it back (see `connection`).
+/// How much is read at once. More than 1 KiB, so that the allocator takes it back (see `connection`).
 const CHUNK: usize = 1280;
 
 /// What a client asks for.
 pub struct Request {
     pub method: Method,
-    /// It has a path, which is `*` only with OPTIONS.
+    /// Has a path, which is `*` only with OPTIONS.
     pub target: Uri,
     pub last_event_id: Option<String>,
-    /// Whether the client wants the connection to go on after the answer.
+    /// Whether the connection may carry another request after the answer.
     pub keep_alive: bool,
 }
 
-/// Why a request is not understood. After it the connection is closed.
+/// Why a request is refused. The connection is closed after the answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Refusal {
-    pub status: u16,
-    /// The sentence that says what is right.
+    pub status: StatusCode,
+    /// What was wrong and what to send instead.
     pub message: &'static str,
 }
 
 const MALFORMED: Refusal = Refusal {
-    status: 400,
-    message: "this is no HTTP/1.1 request: send GET, a path and HTTP/1.1 on the first line, then \
-        headers of the form Name: value, then an empty line",
+    status: StatusCode::BAD_REQUEST,
+    message: "not an HTTP/1.1 request; send GET, a path and HTTP/1.1 on the first line, then headers of \
+        the form Name: value, then an empty line",
 };
 const NO_HOST: Refusal = Refusal {
-    status: 400,
-    message: "a request of HTTP/1.1 has one Host header, with a name or an address, such as \
-        Host: localhost:8080",
+    status: StatusCode::BAD_REQUEST,
+    message: "an HTTP/1.1 request has exactly one Host header with a name or an address; send, for \
+        example, Host: localhost:8080",
 };
 const TARGET: Refusal = Refusal {
-    status: 400,
-    message: "ask for a path as in a URL, beginning with /, such as GET /price HTTP/1.1",
+    status: StatusCode::BAD_REQUEST,
+    message: "the request target must be a path that begins with /, such as GET /price HTTP/1.1",
 };
 const FRAMING: Refusal = Refusal {
-    status: 400,
-    message: "where this body ends is not clear, and no request here has one: send GET, and only a \
-        head",
+    status: StatusCode::BAD_REQUEST,
+    message: "the length of the body is ambiguous; send GET without a body",
 };
-const TOO_SLOW: Refusal =
-    Refusal { status: 408, message: "a request must be here within 5 s of its first byte" };
-const BODY: Refusal =
-    Refusal { status: 413, message: "no request here has a body: send GET, and only a head" };
-const TOO_LONG: Refusal =
-    Refusal { status: 431, message: "a head may have 8 KiB and 64 header lines" };
-const VERSION: Refusal =
-    Refusal { status: 505, message: "only HTTP/1.1 and HTTP/1.0 are spoken here" };
+const TOO_SLOW: Refusal = Refusal {
+    status: StatusCode::REQUEST_TIMEOUT,
+    message: "the request took too long; send its head within 5 s of the first byte",
+};
+const BODY: Refusal = Refusal {
+    status: StatusCode::PAYLOAD_TOO_LARGE,
+    message: "a request here must not have a body; send only a head",
+};
+const TOO_LONG: Refusal = Refusal {
+    status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+    message: "a request head is limited to 8 KiB and 64 header lines",
+};
+const VERSION: Refusal = Refusal {
+    status: StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+    message: "unsupported version; send HTTP/1.1 or HTTP/1.0",
+};
 
-/// Waits for the next request, on a socket whose read timeout is `HEAD_TIMEOUT`. `bytes` are what was
-/// read and not yet parsed, bounded by `MAX_HEAD`. `None` when the client has ended the connection, or
-/// has been idle for too long.
+/// Blocks until the next request has arrived, on a socket whose read timeout is `HEAD_TIMEOUT`. `bytes` is
+/// what was read and not yet parsed, bounded by `MAX_HEAD`. Returns `None` when the client has closed the
+/// connection or has been idle for too long.
 pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Result<Option<Request>, Refusal> {
     if bytes.is_empty() {
         // Until the first byte of a request the connection is idle.
@@ -78,8 +85,8 @@ pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Result<Option<Request>, 
     let deadline = Instant::now() + HEAD_TIMEOUT;
     let mut searched = 0;
     loop {
-        // Only after a further line end: parsed at each byte, a head that comes byte by byte would cost
-        // the square of its length.
+        // Parsed again only after a further line end: a head that arrives byte by byte would otherwise take
+        // quadratic time.
         if (searched == 0 || bytes[searched..].contains(&b'\n'))
             && let Some(request) = parse(bytes)?
         {
@@ -89,7 +96,7 @@ pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Result<Option<Request>, 
         if searched == MAX_HEAD {
             return Err(TOO_LONG);
         }
-        // A read timeout is no deadline, so it is shorter for each further read.
+        // A read timeout is no deadline, so each further read gets a shorter one.
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(TOO_SLOW);
@@ -105,10 +112,10 @@ pub fn next(socket: &TcpStream, bytes: &mut Vec<u8>) -> Result<Option<Request>, 
     }
 }
 
-/// Reads what is there, or waits for it for `timeout`. Returns how many bytes came; none at the end.
+/// Reads once, within `timeout`. Returns the number of bytes; 0 at the end of the connection.
 fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::Result<usize> {
-    // A system call that most requests do not need: they come in one piece, for which the socket's own
-    // timeout is right.
+    // Most requests arrive in one piece, for which the socket's own timeout is right: this spares them two
+    // system calls.
     let is_shorter = timeout < HEAD_TIMEOUT;
     if is_shorter {
         socket.set_read_timeout(Some(timeout))?;
@@ -117,7 +124,7 @@ fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::R
     bytes.resize(MAX_HEAD.min(start + CHUNK), 0);
     let result = loop {
         match socket.read(&mut bytes[start..]) {
-            // A process that was stopped and goes on.
+            // The process was stopped and continued.
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             result => break result,
         }
@@ -132,10 +139,10 @@ fn read(mut socket: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::R
     result
 }
 
-/// Takes a request off the beginning of what was read. `None` while the rest of it is still to come.
+/// Takes a request off the start of what was read. Returns `None` while it is incomplete.
 fn parse(bytes: &mut Vec<u8>) -> Result<Option<Request>, Refusal> {
-    // On the heap, because on the stack they would be a page of every client's memory. The parser uses the
-    // free room of the Vec, whose length stays 0.
+    // On the heap: on the stack they would add a page to every client's memory. The parser uses the spare
+    // capacity of the Vec, whose length stays 0.
     let mut headers = Vec::with_capacity(MAX_HEADERS);
     let mut head = httparse::Request::new(&mut []);
     let end = match head.parse_with_uninit_headers(bytes, headers.spare_capacity_mut()) {
@@ -150,7 +157,7 @@ fn parse(bytes: &mut Vec<u8>) -> Result<Option<Request>, Refusal> {
     Ok(Some(request))
 }
 
-/// Whether the first line ends in a version of HTTP as it is written, such as HTTP/2.0.
+/// Whether the first line ends in a well-formed version, such as HTTP/2.0.
 fn ends_in_version(bytes: &[u8]) -> bool {
     let text = bytes.trim_ascii_start();
     let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
@@ -164,24 +171,31 @@ fn ends_in_version(bytes: &[u8]) -> bool {
 }
 
 fn read_head(head: &httparse::Request) -> Result<Request, Refusal> {
-    // In HTTP/1.0 a connection that goes on is the exception.
+    // In HTTP/1.0, keeping the connection is the exception.
     let is_old = head.version == Some(0);
     check_host(head.headers, is_old)?;
-    check_framing(head.headers, is_old)?;
-    let method: Method = head.method.unwrap_or_default().parse().map_err(|()| MALFORMED)?;
+    let method: Method = head.method.unwrap_or_default().parse().map_err(|_| MALFORMED)?;
+    let is_supported = [Method::GET, Method::HEAD, Method::OPTIONS].contains(&method);
+    let has_body = match check_framing(head.headers, is_old) {
+        Ok(()) => false,
+        // The method is what is wrong with a POST, not its body.
+        Err(BODY) if !is_supported => true,
+        Err(refusal) => return Err(refusal),
+    };
     let target: Uri = head.path.unwrap_or_default().parse().map_err(|_| TARGET)?;
     check_target(&target, &method)?;
     let connection = tokens(head.headers, "Connection");
-    let says = |word: &str| connection.iter().any(|token| token == word);
+    let has = |token: &str| connection.iter().any(|found| found == token);
+    let wants_more = !has("close") && (!is_old || has("keep-alive"));
     Ok(Request {
         method,
         target,
         last_event_id: values(head.headers, "Last-Event-ID").find(|id| !id.is_empty()),
-        keep_alive: !says("close") && (!is_old || says("keep-alive")),
+        keep_alive: wants_more && !has_body,
     })
 }
 
-/// HTTP/1.1 wants one Host; HTTP/1.0 may have none.
+/// HTTP/1.1 requires one Host; HTTP/1.0 may have none.
 fn check_host(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
     let hosts: Vec<String> = values(headers, "Host").collect();
     match hosts.as_slice() {
@@ -191,7 +205,7 @@ fn check_host(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
     }
 }
 
-/// A name or an address, and perhaps a port.
+/// Whether this is a name or an address, perhaps with a port.
 fn is_host(text: &str) -> bool {
     if text.contains(['@', ',']) {
         return false;
@@ -207,9 +221,8 @@ fn is_host(text: &str) -> bool {
     }
 }
 
-/// No request with a body is answered, nor any behind it. Where it is not even clear where the body
-/// ends, a proxy in front may see another end than we do, and pass a hidden request on (request
-/// smuggling).
+/// Refuses a body. If the end of the body is ambiguous, a proxy in front may see another end than we do and
+/// pass on a hidden request (request smuggling).
 fn check_framing(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
     let lengths: Vec<String> = values(headers, "Content-Length").collect();
     for length in &lengths {
@@ -230,13 +243,13 @@ fn check_framing(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
     }
 }
 
-/// The values of a header, which may come several times.
+/// Returns the values of a header, which may occur several times.
 fn values<'a>(headers: &'a [Header], name: &'static str) -> impl Iterator<Item = String> + 'a {
     let named = headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
     named.map(|header| String::from_utf8_lossy(header.value).trim_matches([' ', '\t']).to_owned())
 }
 
-/// The words of a header that is a list, in small letters.
+/// Returns the tokens of a header that is a list, in lower case.
 fn tokens(headers: &[Header], name: &'static str) -> Vec<String> {
     let mut tokens = Vec::new();
     for value in values(headers, name) {
@@ -245,10 +258,10 @@ fn tokens(headers: &[Header], name: &'static str) -> Vec<String> {
     tokens
 }
 
-/// A target is a path, or what a proxy may write: a whole URL.
+/// A target is a path or, from a proxy, a whole URL.
 fn check_target(target: &Uri, method: &Method) -> Result<(), Refusal> {
     let is_right = match (target.scheme_str(), target.authority()) {
-        (None, None) => target.path() != "*" || *method == Method::Options,
+        (None, None) => target.path() != "*" || *method == Method::OPTIONS,
         (Some("http" | "https"), Some(authority)) => is_host(authority.as_str()),
         _ => false,
     };
@@ -314,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_goes_on_as_its_version_has_it() {
+    fn a_connection_is_kept_as_its_version_specifies() {
         for (version, header, expected) in [
             ("1.1", "", true),
             ("1.1", "Connection: close\r\n", false),
@@ -332,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_another_one_or_none() {
+    fn an_unsupported_version_is_told_from_a_malformed_one() {
         for version in ["HTTP/2.0", "HTTP/1.2", "HTTP/0.9", "HTTP/9.9"] {
             assert_eq!(refused(&format!("GET / {version}\r\n\r\n")), Some(VERSION), "{version}");
         }
@@ -346,9 +359,9 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_refused_and_one_without_a_clear_end_as_malformed() {
+    fn a_body_is_refused_and_an_ambiguous_one_as_malformed() {
         let with = |version: &str, header: &str| {
-            refused(&format!("POST / HTTP/{version}\r\nHost: a\r\n{header}\r\n\r\n"))
+            refused(&format!("GET / HTTP/{version}\r\nHost: a\r\n{header}\r\n\r\n"))
         };
         let chunked = "Transfer-Encoding: chunked";
         for (header, expected) in [
@@ -376,6 +389,9 @@ mod tests {
             assert_eq!(with("1.1", header), expected, "{header}");
         }
         assert_eq!(with("1.0", chunked), Some(FRAMING));
+        // Of a POST the method is refused, and the connection ends with it.
+        let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n";
+        assert!(!request(post).keep_alive);
         assert_eq!(with("1.1", "X: y\r\n".repeat(63).trim_end()), None);
         assert_eq!(with("1.1", "X: y\r\n".repeat(64).trim_end()), Some(TOO_LONG));
     }

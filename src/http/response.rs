@@ -1,110 +1,82 @@
-//! A response: a status, headers and usually a body. Made and written by the connection's thread, or,
-//! where a connection is refused, by the thread `accept`. The pages and the head of a stream are made
-//! once.
+//! A response: a status, headers and usually a body. Built and written by the connection's thread, or by the
+//! thread `accept` if it refuses the connection. Pages and the head of a stream are built once.
 
 use std::io::{self, Write};
 
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 use serde_json::json;
-use tiny_http::StatusCode;
+use ureq::http::StatusCode;
 
-use crate::feed::Backlog;
-
-/// For what is true only now: nobody may keep it, nor compress it. (To compress a stream, a proxy would hold
-/// it back.)
+/// For what is true only now. `no-transform`, because a proxy that compresses a stream holds it back.
 pub const CACHE_CONTROL: &str = "no-store, no-transform";
 
 /// The answer to one request.
 #[derive(Clone)]
 pub struct Response {
-    pub status: u16,
-    /// Lines of the head, each with its end.
+    pub status: StatusCode,
+    /// Header lines, each with its line end.
     headers: String,
-    body: Body,
-}
-
-#[derive(Clone)]
-enum Body {
-    Bytes(Vec<u8>),
-    /// To be written as a JSON array, from what all share: it may be long.
-    Updates(Backlog),
+    body: Vec<u8>,
 }
 
 impl Response {
-    /// A 200 with this body.
-    pub fn new(content_type: &str, body: impl Into<Vec<u8>>) -> Response {
-        let body = body.into();
-        let length = body.len();
-        Response::bare(200).content(content_type, length).body(body)
-    }
-
-    /// A response that has no body yet, nor headers about one.
-    pub fn bare(status: u16) -> Response {
-        let headers = String::with_capacity(256);
-        let response = Response { status, headers, body: Body::Bytes(Vec::new()) };
+    /// A response that has no body yet, and no headers about one.
+    pub fn new(status: StatusCode) -> Response {
+        let response = Response { status, headers: String::with_capacity(256), body: Vec::new() };
         response.header("X-Content-Type-Options", "nosniff")
     }
 
-    /// JSON that any page may read and that nobody may keep.
-    pub fn json(status: u16, text: String) -> Response {
-        Response { status, ..Response::new("application/json", text) }.of_this_moment()
+    /// The same with status 200.
+    pub fn ok() -> Response {
+        Response::new(StatusCode::OK)
     }
 
-    /// A JSON array of updates.
-    pub fn updates(updates: Backlog) -> Response {
-        let json: usize = updates.json().map(str::len).sum();
-        let commas = updates.updates.saturating_sub(1);
-        let length = "[]".len() + json + commas;
-        let response = Response::bare(200).content("application/json", length).of_this_moment();
-        Response { body: Body::Updates(updates), ..response }
+    /// JSON with CORS allowed and caching forbidden.
+    pub fn json(status: StatusCode, text: String) -> Response {
+        Response::new(status)
+            .header("Cache-Control", CACHE_CONTROL)
+            .header("Access-Control-Allow-Origin", "*")
+            .content("application/json", text)
     }
 
-    /// The form of every error: a status and a sentence that says what was wrong and what is right.
-    pub fn error(status: u16, message: &str) -> Response {
+    /// The form of every error: a sentence that says what was wrong and what to send instead.
+    pub fn error(status: StatusCode, message: &str) -> Response {
         Response::json(status, json!({"error": message}).to_string())
     }
 
-    /// An error that will pass, and in how many seconds to ask again.
+    /// An error that passes, and after how many seconds to retry.
     pub fn unavailable(message: &str) -> Response {
-        Response::error(503, message).header("Retry-After", "5")
+        Response::error(StatusCode::SERVICE_UNAVAILABLE, message).header("Retry-After", "5")
     }
 
-    pub fn body(self, body: impl Into<Vec<u8>>) -> Response {
-        Response { body: Body::Bytes(body.into()), ..self }
-    }
-
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Response {
         self.headers.extend([name, ": ", value, "\r\n"]);
         self
     }
 
-    fn content(self, content_type: &str, length: usize) -> Response {
-        self.header("Content-Type", content_type).header("Content-Length", &length.to_string())
+    /// Sets the body and the headers that describe it.
+    pub fn content(self, content_type: &str, body: impl Into<Vec<u8>>) -> Response {
+        let body = body.into();
+        self.header("Content-Type", content_type)
+            .header("Content-Length", &body.len().to_string())
+            .body(body)
     }
 
-    fn of_this_moment(self) -> Response {
-        self.header("Cache-Control", CACHE_CONTROL).header("Access-Control-Allow-Origin", "*")
+    /// Sets the body alone.
+    pub fn body(self, body: impl Into<Vec<u8>>) -> Response {
+        Response { body: body.into(), ..self }
     }
 
-    /// Writes it in many small pieces: the writer has to gather them.
+    /// Writes it in many small pieces, for a buffered writer.
     pub fn write_to(&self, writer: &mut impl Write, keep_alive: bool) -> io::Result<()> {
-        let phrase = StatusCode(self.status).default_reason_phrase();
+        let phrase = self.status.canonical_reason().unwrap_or_default();
         let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now());
         let date = date.unwrap_or_default();
         let connection = if keep_alive { "keep-alive" } else { "close" };
-        write!(writer, "HTTP/1.1 {} {phrase}\r\nDate: {date}\r\n", self.status)?;
+        write!(writer, "HTTP/1.1 {} {phrase}\r\nDate: {date}\r\n", self.status.as_u16())?;
         write!(writer, "{}Connection: {connection}\r\n\r\n", self.headers)?;
-        match &self.body {
-            Body::Bytes(bytes) => writer.write_all(bytes),
-            Body::Updates(updates) => {
-                writer.write_all(b"[")?;
-                for (index, json) in updates.json().enumerate() {
-                    let comma = if index == 0 { "" } else { "," };
-                    write!(writer, "{comma}{json}")?;
-                }
-                writer.write_all(b"]")
-            }
-        }
+        writer.write_all(&self.body)
     }
 }

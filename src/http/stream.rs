@@ -1,140 +1,178 @@
-//! The stream of one client: the backlog that it missed, then updates as they come. Runs on the thread
-//! of the client's connection, and shares the feed with all others.
+//! The stream of one client: the backlog that it missed, then updates as they come. Runs on the thread of
+//! the client's connection, and shares the feed with all others.
 
 use std::io::{self, ErrorKind, Write};
+use std::mem;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
 
 use super::response::{CACHE_CONTROL, Response};
-use crate::feed::{Backlog, Cursor, Event, Feed, Subscription};
-use crate::source::{MADE_UP, PRICE_SOURCE};
-use crate::system::{METRICS, random};
+use crate::feed::{Cursor, Event, Feed, Page, Status};
+use crate::source::{PRICE_SOURCE, SIMULATED};
+use crate::system::{METRICS, Permit, random, unix_millis};
 
-/// Clients come back after 2 to 5 s, each after another time, or a restart would bring all at once.
+/// Clients reconnect after 2 to 5 s, each after another pause: a restart would otherwise bring them back
+/// all at once.
 const SHORTEST_RETRY_MS: f64 = 2_000.0;
 const LONGEST_RETRY_MS: f64 = 5_000.0;
 
-/// How every stream begins. Without a length, it ends when the connection does.
-pub fn head(made_up: bool) -> Response {
-    let head = Response::bare(200)
+/// Returns the head of every stream. Without a length, the response ends when the connection does.
+pub fn head(is_simulated: bool) -> Response {
+    let head = Response::ok()
         .header("Content-Type", "text/event-stream")
         .header("Cache-Control", CACHE_CONTROL)
         .header("X-Accel-Buffering", "no")
         .header("Access-Control-Allow-Origin", "*");
-    if made_up {
-        let comment = ": prices are made up (source: demo)\n";
-        head.header(PRICE_SOURCE, MADE_UP).body(comment)
+    if is_simulated {
+        head.header(PRICE_SOURCE, SIMULATED).body(": prices are simulated (source: demo)\n")
     } else {
         head
     }
 }
 
 /// What a client's thread has while it streams.
-pub struct Stream<'a> {
-    pub socket: &'a TcpStream,
-    /// From where to subscribe: first from what the client has asked for, then from the last update that
-    /// it has had, or that was there when it came.
+pub struct Stream {
+    pub feed: Arc<Feed>,
+    /// The head of the response. Empty once it is written.
+    pub opening: Vec<u8>,
+    /// Where to subscribe: first the client's cursor, then the last update written.
     pub position: Cursor,
-    /// Updates up to this timestamp are not sent: the client has had them, perhaps from another replica that
-    /// was ahead of this one. See `Routes::skip_until`.
-    pub skip_until: u64,
+    /// Whether the position is the id of an update, rather than any time.
+    pub is_id: bool,
+    /// How long a client may be ahead of this process: its id is above the newest update, because another
+    /// process that shares the store gave it out. After that the id is from a wrong clock.
+    pub patience: Duration,
+    /// Since when the client is ahead.
+    pub ahead_since: Option<Instant>,
+    /// The last status written.
+    pub told: Option<Status>,
+    /// Returned when the stream ends.
+    pub permit: Permit,
 }
 
-impl Stream<'_> {
-    /// Streams until one side ends it, and tells why it ended, as the metrics name it.
-    pub fn run(mut self, feed: &Arc<Feed>, head: &Response) -> &'static str {
-        match self.stream(feed, head) {
+impl Stream {
+    /// Streams until one side ends it. Blocks for as long.
+    pub fn run(mut self, socket: &TcpStream) {
+        let reason = match self.stream(socket) {
             Ok(()) => "shutdown",
             Err(error) => match error.kind() {
-                // It took, or acknowledged, nothing for too long.
+                // The client has read, or its machine has acknowledged, nothing for too long.
                 ErrorKind::WouldBlock | ErrorKind::TimedOut => "stuck",
-                // It has closed its connection.
-                _ => "gone",
+                _ => "disconnected",
             },
-        }
+        };
+        METRICS.streams_ended.inc(&[&reason]);
     }
 
-    /// Ends when the feed has closed, or when the client fails. A client that fell behind subscribes
-    /// again, from the last update that was written to it, just as if it had gone and come back.
-    fn stream(&mut self, feed: &Arc<Feed>, head: &Response) -> io::Result<()> {
-        let mut opening = first_bytes(head)?;
+    /// Returns when the feed has closed; fails when the client does. A client that fell behind subscribes
+    /// again from the last update written to it, as if it had reconnected.
+    fn stream(&mut self, socket: &TcpStream) -> io::Result<()> {
         loop {
-            let Some(subscription) = feed.subscribe(self.position) else { return Ok(()) };
-            let Subscription { status, backlog, channel } = subscription;
-            self.catch_up(opening, status, backlog)?;
-            self.follow(&channel.live)?;
-            // The channel has ended: the feed has closed, or this client fell behind.
-            opening = Vec::new();
-        }
-    }
-
-    /// Writes `opening`, which only a new client is to have, and what the client has missed.
-    // Not inlined, so that its frame is not a part of every client's stack.
-    #[inline(never)]
-    fn catch_up(
-        &mut self,
-        opening: Vec<u8>,
-        status: Option<Arc<Event>>,
-        backlog: Backlog,
-    ) -> io::Result<()> {
-        let mut bytes = opening;
-        if let Some(status) = status {
-            bytes.extend_from_slice(status.wire.as_bytes());
-        }
-        if let Some(gap) = &backlog.gap {
-            bytes.extend_from_slice(gap.wire.as_bytes());
-        }
-        self.socket.write_all(&bytes)?;
-        self.socket.write_all(backlog.wire().as_bytes())?;
-        // The client has all up to `backlog.last` now, so its next subscription goes on from there, even
-        // where it has asked for a `since` in the future: updates before that time are sent to it live, so
-        // they must not be missing if it falls behind. What it has had from another replica is not repeated.
-        self.position = Cursor::After(backlog.last.max(self.skip_until));
-        METRICS.updates_replayed.add(backlog.updates as u64);
-        Ok(())
-    }
-
-    /// Writes events as they come, until the channel has ended.
-    fn follow(&mut self, live: &Receiver<Arc<Event>>) -> io::Result<()> {
-        loop {
-            // A receive from one channel first burns CPU in waiting (it spins), before the thread sleeps,
-            // and so does a select from one. That is too much for thousands of threads. From two channels
-            // it sleeps at once: on the second one nothing ever comes.
-            select! {
-                recv(live) -> event => match event {
-                    Ok(event) => self.write(&event)?,
-                    Err(_) => return Ok(()),
-                },
-                recv(never::<()>()) -> _ => {}
+            let Some(subscription) = self.feed.subscribe(self.position) else { return Ok(()) };
+            if self.is_foreign(subscription.status.latest) {
+                continue;
+            }
+            self.write_page(socket, subscription.status, &subscription.page)?;
+            drop(subscription.page);
+            if let Some(channel) = subscription.channel {
+                self.follow(socket, &channel.live)?;
             }
         }
     }
 
-    fn write(&mut self, event: &Event) -> io::Result<()> {
-        let Some(update) = event.update else {
-            return self.socket.write_all(event.wire.as_bytes());
-        };
-        if update.timestamp <= self.skip_until {
-            return Ok(());
+    /// Decides whether the client's position is none of this feed's, given the newest timestamp in the feed;
+    /// the next subscription then begins with a `gap`.
+    fn is_foreign(&mut self, newest: Option<u64>) -> bool {
+        let Cursor::After(time) = self.position else { return false };
+        if newest >= Some(time) {
+            return false;
         }
-        self.socket.write_all(event.wire.as_bytes())?;
-        self.position = Cursor::After(update.timestamp);
-        METRICS.updates_delivered.inc();
+        // Any time up to the present may be asked for; an id must be known.
+        let is_suspect = self.is_id || time > unix_millis();
+        let since = *self.ahead_since.get_or_insert_with(Instant::now);
+        if !is_suspect || since.elapsed() < self.patience {
+            return false;
+        }
+        self.position = Cursor::Foreign(Some(time));
+        true
+    }
+
+    /// Writes a page, after the opening and the status if the client does not know them.
+    // Not inlined, so that its frame is not part of every client's stack.
+    #[inline(never)]
+    fn write_page(
+        &mut self,
+        mut socket: &TcpStream,
+        status: Status,
+        page: &Page,
+    ) -> io::Result<()> {
+        let mut opening = mem::take(&mut self.opening);
+        if self.told.as_ref().is_none_or(|told| told.reason != status.reason) {
+            opening.extend_from_slice(Event::status(&status).wire.as_bytes());
+            self.told = Some(status);
+        }
+        if !opening.is_empty() {
+            socket.write_all(&opening)?;
+        }
+        socket.write_all(page.wire.as_bytes())?;
+        METRICS.updates_replayed.add(page.updates as u64);
+        match page.last {
+            Some(last) => self.advance(last),
+            // The client has been told: it need not be told again with the first update.
+            None if page.has_gap => self.position = Cursor::Beginning,
+            None => {}
+        }
         Ok(())
+    }
+
+    /// Writes events as they come, until the channel has ended or the position has turned out to be foreign.
+    fn follow(&mut self, mut socket: &TcpStream, live: &Receiver<Arc<Event>>) -> io::Result<()> {
+        loop {
+            // A second arm, on which nothing ever comes, makes `select!` park the thread at once. With a
+            // single channel it spins first, which is too much for thousands of threads.
+            let event = select! {
+                recv(live) -> event => event,
+                recv(never::<()>()) -> _ => continue,
+            };
+            let Ok(event) = event else { return Ok(()) };
+            if let Some(timestamp) = event.timestamp {
+                if self.is_foreign(Some(timestamp)) {
+                    return Ok(());
+                }
+                if let Cursor::After(position) = self.position
+                    && timestamp <= position
+                {
+                    continue;
+                }
+                socket.write_all(event.wire.as_bytes())?;
+                self.advance(timestamp);
+                METRICS.updates_delivered.inc();
+            } else {
+                socket.write_all(event.wire.as_bytes())?;
+            }
+        }
+    }
+
+    fn advance(&mut self, timestamp: u64) {
+        self.position = Cursor::After(timestamp);
+        self.is_id = true;
+        self.ahead_since = None;
     }
 }
 
-/// The head of the response, and how long a client is to wait before it comes back.
-// Not inlined, so that its frame is not a part of every client's stack.
+/// Returns the head, and how long a client is to wait before it reconnects.
+// Not inlined, so that its frame is not part of every client's stack.
 #[inline(never)]
-fn first_bytes(head: &Response) -> io::Result<Vec<u8>> {
+pub fn opening(head: &Response) -> Vec<u8> {
     let retry = SHORTEST_RETRY_MS + random() * (LONGEST_RETRY_MS - SHORTEST_RETRY_MS);
     // More than 1 KiB, so that the allocator takes it back (see `connection`).
     let mut bytes = Vec::with_capacity(1280);
-    head.write_to(&mut bytes, false)?;
+    // Writing to a Vec cannot fail.
+    let _ = head.write_to(&mut bytes, false);
     // No empty line, here as after comments: for some clients it would be an event of its own.
-    writeln!(bytes, "retry: {retry:.0}")?;
-    Ok(bytes)
+    let _ = writeln!(bytes, "retry: {retry:.0}");
+    bytes
 }

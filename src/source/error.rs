@@ -1,60 +1,89 @@
-//! Why there is no price: everything that a source can get wrong.
+//! Why a fetch failed. Whatever a source gets wrong becomes one of these, never a price.
 
+use std::fmt::{self, Display};
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use super::MADE_UP;
+use ureq::{Error, Timeout};
 
-// The reasons in a word or two, fit for everybody's eyes: clients, metrics and the log. (`HTTP 500` and
-// `MADE_UP` are reasons, too.)
+use super::SIMULATED;
 
-pub const TIMED_OUT: &str = "timed out";
-/// Any other failure of the connection: refused, broken, ended, or the name not found, as without
-/// internet.
-pub const NO_CONNECTION: &str = "connection failed";
-/// Any other failure of a request: TLS, redirects, a key that cannot be sent.
-pub const REQUEST_FAILED: &str = "request failed";
-pub const TOO_LARGE: &str = "too large";
-pub const NOT_JSON: &str = "not JSON";
-pub const NO_PRICE: &str = "no price";
-pub const NOT_A_PRICE: &str = "not a price";
-/// Much older than the last update.
-pub const NOT_NEW: &str = "not new";
-/// What should be the stream of an origin is none.
-pub const NOT_A_STREAM: &str = "not a stream";
+/// The reason in a few words: for clients, metrics and the log.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reason {
+    LookupTimedOut,
+    TimedOut,
+    /// Refused, reset or closed, or the name is not found, as without internet.
+    ConnectionFailed,
+    CertificateRefused,
+    /// Any other failure of a request: TLS, redirects, a key that cannot be sent.
+    RequestFailed,
+    Status(u16),
+    TooLarge,
+    NotJson,
+    NoPrice,
+    NotAPrice,
+    Simulated,
+}
+
+impl Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::LookupTimedOut => f.write_str("name look-up timed out"),
+            Reason::TimedOut => f.write_str("timed out"),
+            Reason::ConnectionFailed => f.write_str("connection failed"),
+            Reason::CertificateRefused => f.write_str("certificate refused"),
+            Reason::RequestFailed => f.write_str("request failed"),
+            Reason::Status(status) => write!(f, "HTTP {status}"),
+            Reason::TooLarge => f.write_str("too large"),
+            Reason::NotJson => f.write_str("not JSON"),
+            Reason::NoPrice => f.write_str("no price"),
+            Reason::NotAPrice => f.write_str("not a price"),
+            Reason::Simulated => f.write_str(SIMULATED),
+        }
+    }
+}
 
 #[derive(Debug)]
 pub struct FetchError {
-    pub reason: String,
+    pub reason: Reason,
     /// For the log alone.
     pub detail: String,
     /// How long the source asks to be left alone, if it does.
-    pub retry_after: Duration,
+    pub retry_after: Option<Duration>,
 }
 
 impl FetchError {
-    pub fn new(reason: &str, detail: impl Into<String>) -> FetchError {
-        FetchError { reason: reason.to_owned(), detail: detail.into(), retry_after: Duration::ZERO }
-    }
-
-    /// Made-up prices where real ones are expected.
-    pub fn made_up() -> FetchError {
-        let detail = "the prices of a demo are not passed on as real ones";
-        FetchError::new(MADE_UP, detail)
+    pub fn new(reason: Reason, detail: impl Into<String>) -> FetchError {
+        FetchError { reason, detail: detail.into(), retry_after: None }
     }
 }
 
-impl From<ureq::Error> for FetchError {
-    fn from(error: ureq::Error) -> FetchError {
+impl From<Error> for FetchError {
+    fn from(error: Error) -> FetchError {
         let reason = match &error {
-            ureq::Error::Io(io) if io.kind() == ErrorKind::TimedOut => TIMED_OUT,
-            ureq::Error::Timeout(_) => TIMED_OUT,
-            ureq::Error::BodyExceedsLimit(_) => TOO_LARGE,
-            ureq::Error::Io(_) | ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => {
-                NO_CONNECTION
-            }
-            _ => REQUEST_FAILED,
+            Error::Timeout(Timeout::Resolve) => Reason::LookupTimedOut,
+            Error::Timeout(_) => Reason::TimedOut,
+            Error::Io(io) => match io.kind() {
+                ErrorKind::TimedOut => Reason::TimedOut,
+                // rustls reports a failed handshake like this.
+                ErrorKind::InvalidData => tls_reason(&error),
+                _ => Reason::ConnectionFailed,
+            },
+            Error::Rustls(_) => tls_reason(&error),
+            Error::HostNotFound | Error::ConnectionFailed => Reason::ConnectionFailed,
+            Error::BodyExceedsLimit(_) => Reason::TooLarge,
+            _ => Reason::RequestFailed,
         };
         FetchError::new(reason, error.to_string())
+    }
+}
+
+fn tls_reason(error: &Error) -> Reason {
+    // The type of the error is rustls's, which is no dependency of ours.
+    if error.to_string().contains("certificate") {
+        Reason::CertificateRefused
+    } else {
+        Reason::RequestFailed
     }
 }

@@ -1,100 +1,127 @@
-//! Fetching: one JSON document behind a URL, asked for by the poller's thread. Shares only the HTTP client,
-//! with `main`, which shuts it down.
-//! Everything that such a document can get wrong becomes a `FetchError`, never a price.
+//! Fetching: requests one JSON document and takes the price from it. Runs on the poller's thread; shares
+//! only the HTTP client, with `main`, which shuts it down.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use serde_json::Value;
 use ureq::Agent;
 use ureq::http::HeaderMap;
+use ureq::tls::{RootCerts, TlsConfig};
 
-use super::client::{call, client_config};
-use super::error::{FetchError, NO_PRICE, NOT_A_PRICE, NOT_JSON};
-use super::{PRICE_SOURCE, Source};
+use super::error::{FetchError, Reason};
+use super::{Endpoint, PRICE_SOURCE, Source};
 
-/// A price document has a few KiB; what is longer is something else.
+/// A price document has a few KiB.
 const MAX_ANSWER: u64 = 64 * 1024;
-/// How much of an answer the log shows.
+/// How many characters of a useless answer the log shows.
 const SHOWN: usize = 200;
 
-/// A source with its connection, which is kept between fetches.
+/// The longest fetch, in intervals and at all. Two intervals leave room for a name server that does not
+/// answer: resolvers ask the next one after 5 seconds.
+const TIMEOUT_INTERVALS: u32 = 2;
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Returns how long a fetch may take, from the name look-up to the last byte.
+pub fn timeout(interval: Duration) -> Duration {
+    (interval * TIMEOUT_INTERVALS).min(LONGEST_TIMEOUT)
+}
+
+/// A source and the HTTP client that asks it.
 pub struct Fetcher {
     source: Source,
+    endpoint: Endpoint,
     /// `main` shuts a clone of it down, which ends a fetch at once.
     pub agent: Agent,
 }
 
 impl Fetcher {
-    /// A whole fetch may take as long as `timeout`, from the look-up of the name to the last byte.
-    pub fn new(source: Source, timeout: Duration) -> Fetcher {
-        let mut config = client_config().timeout_global(Some(timeout));
-        if source.made_up {
-            // What this process serves itself is behind no proxy, whatever the environment says.
+    /// A fetch fails after `timeout`.
+    pub fn new(source: Source, endpoint: Endpoint, timeout: Duration) -> Fetcher {
+        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(3)
+            .user_agent(concat!("btc-ticker/", env!("CARGO_PKG_VERSION")))
+            .tls_config(tls)
+            .timeout_global(Some(timeout))
+            // A kept connection that the server closes in the same moment would fail the fetch.
+            .max_idle_connections(0);
+        if source.is_simulated() {
+            // This process serves the demo itself: no proxy is needed, whatever the environment says.
             config = config.proxy(None);
         }
-        Fetcher { source, agent: config.build().into() }
+        Fetcher { source, endpoint, agent: config.build().into() }
     }
 
-    /// Asks for the price once. Waits for the source as long as the timeout allows.
+    /// Fetches the price once. Blocks until the source has answered or the timeout has passed.
     pub fn fetch(&self) -> Result<f64, FetchError> {
-        let mut request = self.agent.get(&self.source.url);
-        if let Some(key) = &self.source.key {
+        let mut request = self.agent.get(&self.endpoint.url).header("Connection", "close");
+        if let Source::CoinDesk { key: Some(key) } = &self.source {
             request = request.header("Authorization", format!("Apikey {key}"));
         }
-        let mut response = call(request)?;
+        // ureq looks a name up on a thread of its own and panics if the system has no thread for it. That is
+        // a failed fetch like any other; the panic leaves nothing half done.
+        let mut response = match catch_unwind(AssertUnwindSafe(|| request.call())) {
+            Ok(result) => result?,
+            Err(_) => {
+                let detail = "the HTTP client failed; is the system out of threads?";
+                return Err(FetchError::new(Reason::ConnectionFailed, detail));
+            }
+        };
         let status = response.status().as_u16();
         let answer = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
         if status != 200 {
             let advice = match status {
-                401 | 403 => self.source.advice,
-                _ => "no answer to use",
+                401 | 403 => self.source.advice(),
+                _ => "no usable answer",
             };
             let detail = format!("{advice}; {}", self.start_of(&answer.unwrap_or_default()));
-            let mut error = FetchError::new(&format!("HTTP {status}"), detail);
-            error.retry_after = retry_after(response.headers()).unwrap_or_default();
-            return Err(error);
+            let error = FetchError::new(Reason::Status(status), detail);
+            return Err(FetchError { retry_after: retry_after(response.headers()), ..error });
         }
         let answer = answer?;
-        if response.headers().contains_key(PRICE_SOURCE) && !self.source.made_up {
-            return Err(FetchError::made_up());
+        if response.headers().contains_key(PRICE_SOURCE) && !self.source.is_simulated() {
+            let detail = "simulated prices are not passed on as real ones";
+            return Err(FetchError::new(Reason::Simulated, detail));
         }
         self.price_in(&answer)
     }
 
     fn price_in(&self, answer: &[u8]) -> Result<f64, FetchError> {
-        let wrong = |reason, what: &str| {
+        let useless = |reason, what: &str| {
             FetchError::new(reason, format!("{what}; {}", self.start_of(answer)))
         };
         let json: Value = match serde_json::from_slice(answer) {
             Ok(json) => json,
-            Err(error) => return Err(wrong(NOT_JSON, &error.to_string())),
+            Err(error) => return Err(useless(Reason::NotJson, &error.to_string())),
         };
-        let pointer = &self.source.price_at;
+        let pointer = &self.endpoint.pointer;
         let price = match json.pointer(pointer) {
-            None => return Err(wrong(NO_PRICE, &format!("there is nothing at {pointer}"))),
+            None => return Err(useless(Reason::NoPrice, &format!("nothing at {pointer}"))),
             Some(Value::String(text)) => text.trim().parse().ok(),
             Some(other) => other.as_f64(),
         };
         match price {
             Some(price) if price > 0.0 && price.is_finite() => Ok(price),
             _ => {
-                let what = format!("what is at {pointer} is not a number above zero");
-                Err(wrong(NOT_A_PRICE, &what))
+                let what = format!("the value at {pointer} is not a number above zero");
+                Err(useless(Reason::NotAPrice, &what))
             }
         }
     }
 
-    /// The beginning of an answer, fit for a log: quoted, and without our key should it be there.
+    /// Returns the start of an answer, fit for the log: quoted, and without our key.
     fn start_of(&self, answer: &[u8]) -> String {
         let mut text = String::from_utf8_lossy(answer).into_owned();
-        if let Some(key) = &self.source.key {
+        if let Source::CoinDesk { key: Some(key) } = &self.source {
             text = text.replace(key, "<key>");
         }
         format!("the answer starts {:?}", text.chars().take(SHOWN).collect::<String>())
     }
 }
 
-/// How long the source asks to be left alone. (A date, which the standard allows too, is passed over.)
+/// Returns how long the source asks to be left alone. A date, which the standard allows too, is ignored.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("Retry-After")?.to_str().ok()?;
     let seconds = text.trim().parse().ok()?;

@@ -1,87 +1,90 @@
-//! Where prices come from: what a source consists of, and the ones that are known. The one in use is
-//! made once, by `Config::source`. This room knows the feed, to which it publishes, and nothing of clients.
+//! Where prices come from: the known sources, and what fetching from one needs. This module knows the feed,
+//! to which it publishes, and nothing of clients.
 
-mod client;
 pub mod demo;
 mod error;
 mod fetch;
-pub mod follow;
-mod origin;
 mod outage;
 pub mod poller;
+pub mod reader;
+mod standing;
+pub mod store;
+pub mod turns;
 
 use ureq::http::Uri;
 
-/// The header of made-up prices, and what it says.
+pub use standing::Standing;
+
+/// The header of a response with simulated prices, and its value.
 pub const PRICE_SOURCE: &str = "X-Price-Source";
-pub const MADE_UP: &str = "demo (made up)";
+pub const SIMULATED: &str = "demo (simulated)";
 
-/// Prices are stale when the source was not heard for so many intervals. (In a replica also when the
-/// origin says so; and an origin that is connected may be quiet for three heartbeats, if that is longer.)
-pub const STALE_AFTER: u32 = 3;
-
-/// What a source consists of.
-pub struct Source {
-    /// What people are told; never the URL, which may have secrets.
-    pub name: &'static str,
-    pub url: String,
-    /// JSON pointer into the answer.
-    pub price_at: String,
-    /// Sent as `Authorization: Apikey …` and shown nowhere.
-    pub key: Option<String>,
-    /// What to do where the source refuses us.
-    pub advice: &'static str,
-    /// Whether its prices are made up.
-    pub made_up: bool,
-    /// Whether it is another btc-ticker, whose stream is followed.
-    pub is_followed: bool,
+/// A source of prices.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// CoinDesk's Data API. The key is sent as `Authorization: Apikey …` and shown nowhere.
+    CoinDesk {
+        key: Option<String>,
+    },
+    Coinbase,
+    /// Any other JSON API.
+    Custom,
+    /// Simulated prices, from a server that this process runs itself.
+    Demo,
 }
 
-const COINDESK_ADVICE: &str = "CoinDesk's Data API needs the key of a paid plan: get one at \
-    https://developers.coindesk.com and set COINDESK_API_KEY, or use --source coinbase";
+/// Where a source is asked, and where the price is in its answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    pub url: String,
+    /// A JSON pointer.
+    pub pointer: String,
+}
 
 impl Source {
-    pub fn coindesk(key: Option<String>) -> Source {
-        let url = "https://data-api.coindesk.com/index/cc/v1/latest/tick\
-            ?market=cadli&instruments=BTC-USD&apply_mapping=true";
-        let open = Source::open("CoinDesk", url, "/Data/BTC-USD/VALUE");
-        Source { key, advice: COINDESK_ADVICE, ..open }
-    }
-
-    pub fn coinbase() -> Source {
-        let url = "https://api.coinbase.com/v2/prices/BTC-USD/spot";
-        Source::open("Coinbase", url, "/data/amount")
-    }
-
-    /// Any other JSON API, whose URL the operator gives. The pointer is Coinbase's, unless that is
-    /// given too. It gets nobody's key.
-    pub fn custom() -> Source {
-        Source { name: "custom source", ..Source::coinbase() }
-    }
-
-    /// Made-up prices in CoinDesk's shape, from the endpoint that `main` starts.
-    pub fn demo() -> Source {
-        Source { made_up: true, ..Source::open("demo", "", "/Data/BTC-USD/VALUE") }
-    }
-
-    /// Another btc-ticker.
-    pub fn origin(url: &str) -> Source {
-        Source { is_followed: true, ..Source::open("origin", url, "") }
-    }
-
-    fn open(name: &'static str, url: &str, price_at: &str) -> Source {
-        Source {
-            name,
-            url: url.to_owned(),
-            price_at: price_at.to_owned(),
-            key: None,
-            advice: "the source wants credentials",
-            made_up: false,
-            is_followed: false,
+    /// The name that clients see.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Source::CoinDesk { .. } => "CoinDesk",
+            Source::Coinbase => "Coinbase",
+            Source::Custom => "custom source",
+            Source::Demo => "demo",
         }
     }
 
-    /// What may be shown of its URL: the rest may have secrets.
+    pub fn is_simulated(&self) -> bool {
+        *self == Source::Demo
+    }
+
+    /// The usual endpoint; that of the demo has no URL until it is started.
+    pub fn endpoint(&self) -> Endpoint {
+        let (url, pointer) = match self {
+            Source::CoinDesk { .. } => (
+                "https://data-api.coindesk.com/index/cc/v1/latest/tick\
+                 ?market=cadli&instruments=BTC-USD&apply_mapping=true",
+                "/Data/BTC-USD/VALUE",
+            ),
+            Source::Coinbase => ("https://api.coinbase.com/v2/prices/BTC-USD/spot", "/data/amount"),
+            Source::Custom => ("", "/data/amount"),
+            Source::Demo => ("", "/Data/BTC-USD/VALUE"),
+        };
+        Endpoint { url: url.to_owned(), pointer: pointer.to_owned() }
+    }
+
+    /// What to do if the source answers 401 or 403.
+    fn advice(&self) -> &'static str {
+        match self {
+            Source::CoinDesk { .. } => {
+                "CoinDesk's Data API needs the key of a paid plan: get one at \
+                 https://developers.coindesk.com and set COINDESK_API_KEY, or use --source coinbase"
+            }
+            _ => "the source requires credentials",
+        }
+    }
+}
+
+impl Endpoint {
+    /// The host, fit for the log: the rest of the URL may contain secrets.
     pub fn host(&self) -> String {
         match self.url.parse::<Uri>() {
             Ok(uri) => uri.host().unwrap_or("?").to_owned(),

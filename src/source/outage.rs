@@ -1,74 +1,73 @@
-//! Outages of the source: from the first failure to the next success. Decides when to try again, keeps
-//! the log short, and leaves the reason with the feed. Owned by the poller's or the follower's thread.
+//! Outages of the source: from the first failed fetch to the next success. Backs off, and logs the first
+//! failure and the recovery. Owned by the poller's thread.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::error::{FetchError, NO_CONNECTION};
-use super::{STALE_AFTER, Source};
-use crate::feed::Feed;
+use super::Source;
+use super::error::{FetchError, Reason};
 use crate::system::{METRICS, random};
 
-/// The longest pause that we choose ourselves. (A poller with a longer interval pauses for that; a follower
-/// never pauses for longer than this.)
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The longest that a source can send us away for: its `Retry-After` may be a mistake.
+/// The longest pause that back-off chooses, unless the interval is longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest `Retry-After` that is honoured: a longer one may be a mistake.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// How the source fares, as the feed and the log are told.
-pub struct Outages {
+pub struct Outage {
     name: &'static str,
-    /// Whether made-up prices may help somebody who has no internet.
-    may_try_demo: bool,
+    is_simulated: bool,
     interval: Duration,
-    feed: Arc<Feed>,
-    /// How often it has failed since it was last well, and why at last.
     failures: u32,
-    reason: String,
+    last_reason: Option<Reason>,
+    /// The source is left alone until this instant.
+    pub retry_at: Instant,
 }
 
-impl Outages {
-    pub fn new(source: &Source, interval: Duration, feed: Arc<Feed>) -> Outages {
-        let may_try_demo = !source.made_up && !source.is_followed;
-        Outages {
-            name: source.name,
-            may_try_demo,
+impl Outage {
+    /// `interval` is how often the source is asked while it works.
+    pub fn new(source: &Source, interval: Duration) -> Outage {
+        Outage {
+            name: source.name(),
+            is_simulated: source.is_simulated(),
             interval,
-            feed,
             failures: 0,
-            reason: String::new(),
+            last_reason: None,
+            retry_at: Instant::now(),
         }
     }
 
-    /// The source was heard: prices count as fresh for `patience` from now. Ends an outage.
-    pub fn source_is_well(&mut self, patience: Duration) {
-        if self.failures > 0 {
-            let Outages { name, failures, reason, .. } = self;
-            log::info!("prices from {name} again after {failures} failures, the last: {reason}");
-            self.failures = 0;
+    /// Ends an outage: a fetch succeeded.
+    pub fn end(&mut self) {
+        METRICS.fetches.inc(&[&"ok"]);
+        if let Some(reason) = self.last_reason.take() {
+            let Outage { name, failures, .. } = self;
+            log::info!(
+                "prices from {name} again after {failures} failed fetches; the last: {reason}"
+            );
         }
-        self.feed.source_is_well(patience);
+        self.failures = 0;
     }
 
-    /// The source has failed. Returns for how long at least to leave it alone.
-    pub fn source_fails(&mut self, error: &FetchError) -> Duration {
-        METRICS.fetches.inc(&[&error.reason]);
+    /// Begins or continues an outage: a fetch failed.
+    pub fn fail(&mut self, error: &FetchError) {
         let FetchError { reason, detail, retry_after } = error;
-        self.feed.source_fails(reason, self.interval * STALE_AFTER);
+        METRICS.fetches.inc(&[reason]);
         if self.failures == 0 {
-            let is_offline = reason == NO_CONNECTION && self.may_try_demo;
-            let hint = if is_offline { "; without internet, --source demo works" } else { "" };
+            let hint = if *reason == Reason::ConnectionFailed && !self.is_simulated {
+                "; --source demo works without internet"
+            } else {
+                ""
+            };
             log::warn!("no price from {}: {reason} ({detail}){hint}", self.name);
         }
         self.failures = self.failures.saturating_add(1);
-        self.reason.clone_from(reason);
-        let pause = backoff(self.failures, self.interval);
-        pause.max(LONGEST_RETRY_AFTER.min(*retry_after))
+        self.last_reason = Some(*reason);
+        let requested = retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
+        self.retry_at = Instant::now() + backoff(self.failures, self.interval).max(requested);
     }
 }
 
-/// Nothing after the first failure, when a poller waits for its next tick. Then it doubles from the
-/// interval, with jitter, so that many who fail together do not return together.
+/// Returns the pause after this many failures. None after the first: the next tick comes anyway. Then it
+/// doubles from the interval to a minute, with jitter, so that many processes do not retry together.
 fn backoff(failures: u32, interval: Duration) -> Duration {
     if failures == 1 {
         return Duration::ZERO;
@@ -83,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_and_end_at_a_minute() {
+    fn pauses_double_up_to_a_minute() {
         let second = Duration::from_secs(1);
         for (failures, longest) in [(2, 2), (3, 4), (6, 32), (7, 60), (30, 60), (u32::MAX, 60)] {
             let pause = backoff(failures, second);

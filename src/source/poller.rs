@@ -1,69 +1,82 @@
-//! The poller: a thread that asks the source for the price at every tick and publishes it.
-//! Owns the publisher, and so the journal; shares the feed. It waits for the source and the disk, and
-//! never for a client.
+//! The poller: a thread that fetches the price at every tick and publishes it. Owns the publisher; shares
+//! the feed. It waits for the source, and never for a client. (With a store, `turns` decides when to poll.)
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use ureq::Agent;
 
-use super::fetch::Fetcher;
-use super::outage::Outages;
-use super::{STALE_AFTER, Source};
-use crate::feed::{Publisher, Update};
-use crate::system::{METRICS, Shutdown};
-
-/// How much of the interval an answer may take.
-const TIMEOUT_SHARE: f64 = 0.8;
-/// But never longer than this.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
+use super::fetch::{self, Fetcher};
+use super::outage::Outage;
+use super::{Endpoint, Source};
+use crate::feed::freshness::Report;
+use crate::feed::{Feed, Publisher, Update};
+use crate::system::Shutdown;
 
 pub struct Poller {
     fetcher: Fetcher,
-    outages: Outages,
-    publisher: Publisher,
-    interval: Duration,
+    pub outage: Outage,
+    pub interval: Duration,
+    reports: Sender<Report>,
 }
 
 impl Poller {
-    pub fn new(source: Source, interval: Duration, publisher: Publisher) -> Poller {
-        let outages = Outages::new(&source, interval, publisher.feed.clone());
-        let timeout = interval.mul_f64(TIMEOUT_SHARE).min(LONGEST_TIMEOUT);
-        let fetcher = Fetcher::new(source, timeout);
-        Poller { fetcher, outages, publisher, interval }
+    pub fn new(
+        source: Source,
+        endpoint: Endpoint,
+        interval: Duration,
+        reports: Sender<Report>,
+    ) -> Poller {
+        let outage = Outage::new(&source, interval);
+        let fetcher = Fetcher::new(source, endpoint, fetch::timeout(interval));
+        Poller { fetcher, outage, interval, reports }
     }
 
-    /// What `main` shuts down, which ends a fetch at once.
+    /// Returns the HTTP client. Shutting it down ends a fetch at once.
     pub fn agent(&self) -> Agent {
         self.fetcher.agent.clone()
     }
 
-    /// Runs until shutdown.
-    pub fn run(mut self, shutdown: &Shutdown) {
-        // Counted from tick to tick, so the time that fetches take does not add up.
+    /// Polls at every tick until shutdown.
+    pub fn run(mut self, mut publisher: Publisher, feed: &Arc<Feed>, shutdown: &Shutdown) {
         let mut tick = Instant::now();
         while !shutdown.wait_deadline(tick) {
-            let pause = self.poll(shutdown);
-            tick = (tick + self.interval).max(Instant::now() + pause);
+            if let Some(price) = self.poll(shutdown) {
+                publisher.publish(&[Update { timestamp: feed.next_timestamp(), price }]);
+                self.report(Report::Updated);
+            }
+            tick = next_tick(tick, self.interval).max(self.outage.retry_at);
         }
     }
 
-    /// Asks once. Returns for how long at least to leave the source alone.
-    fn poll(&mut self, shutdown: &Shutdown) -> Duration {
-        let price = match self.fetcher.fetch() {
-            Ok(price) => price,
-            // It was broken off, which is no failure of the source.
-            Err(_) if shutdown.is_set() => return Duration::ZERO,
-            Err(error) => {
-                // No update is waiting, so the journal may take its time.
-                self.publisher.settle();
-                return self.outages.source_fails(&error);
+    /// Fetches once. A failure is logged, counted and reported.
+    pub fn poll(&mut self, shutdown: &Shutdown) -> Option<f64> {
+        match self.fetcher.fetch() {
+            Ok(price) => {
+                self.outage.end();
+                Some(price)
             }
-        };
-        METRICS.fetches.inc(&[&"ok"]);
-        self.outages.source_is_well(self.interval * STALE_AFTER);
-        let timestamp = self.publisher.feed.next_timestamp();
-        self.publisher.publish(Update { timestamp, price });
-        self.publisher.settle();
-        Duration::ZERO
+            // The shutdown ended the fetch: no failure of the source.
+            Err(_) if shutdown.is_set() => None,
+            Err(error) => {
+                self.outage.fail(&error);
+                self.report(Report::Failed(error.reason.to_string()));
+                None
+            }
+        }
     }
+
+    /// Reports to the heartbeat.
+    pub fn report(&self, report: Report) {
+        // An error means that the service is stopping.
+        let _ = self.reports.send(report);
+    }
+}
+
+/// Returns the first tick after now. Ticks are one interval apart, so fetch times do not add up; a tick
+/// that fell due during a fetch is skipped.
+pub fn next_tick(tick: Instant, interval: Duration) -> Instant {
+    let late = tick.elapsed().as_nanos() % interval.as_nanos();
+    Instant::now() + interval - Duration::from_nanos(late as u64)
 }

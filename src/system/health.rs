@@ -1,4 +1,4 @@
-//! The service asks itself how it is: `btc-ticker --check-health`, for a container without `curl`.
+//! The health check: `btc-ticker --check-health` probes a running service, for containers without `curl`.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ureq::Agent;
 
-/// Asks the service at `address` and prints its answer. An error where that is not "ok". Connecting to
-/// "any address" (0.0.0.0) reaches this machine.
+/// Probes the service at `address` and prints its answer. Fails unless the status is 200. Connecting to the
+/// unspecified address (0.0.0.0) reaches this machine.
 pub fn check(address: SocketAddr) -> Result<(), Box<dyn Error>> {
     let config = Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(3)))
@@ -20,5 +20,5 @@ pub fn check(address: SocketAddr) -> Result<(), Box<dyn Error>> {
     let mut response = agent.get(&url).call().map_err(no_answer)?;
     let answer = response.body_mut().read_to_string().map_err(no_answer)?;
     writeln!(io::stdout(), "{answer}")?;
-    if response.status().is_success() { Ok(()) } else { Err("it is not well".into()) }
+    if response.status().is_success() { Ok(()) } else { Err("the service is not healthy".into()) }
 }

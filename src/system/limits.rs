@@ -1,35 +1,34 @@
-//! What this machine allows: descriptors, threads and the memory of a control group, and from them the
-//! number of connections. Read and set once, at the start, by `main`.
-//!
-//! A connection is one descriptor and one thread, from its first byte to its last.
+//! What this machine allows: descriptors, threads, mappings and the memory of a control group, and from them
+//! the number of connections. A connection is one descriptor and one thread, from its first byte to its
+//! last. Read and set once, at the start, by `main`.
 
 use std::fs;
 use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// One connection in `SPARE_SHARE` is kept free of streams, so that a price, health and metrics are
-/// answered while streams are full; at least `LEAST_SPARE` are, but never more than half.
+/// One connection in `SPARE_SHARE` is reserved for other requests than streams, so that a full service still
+/// answers for price, health and metrics: at least `LEAST_SPARE`, at most half.
 const SPARE_SHARE: u64 = 32;
 const LEAST_SPARE: u64 = 4;
-/// Memory of the machine for one stream, the kernel's part included, as the benchmark measures it.
+/// Memory of the machine for one stream, the kernel's share included, as the benchmark measures it.
 const BYTES_PER_CONNECTION: u64 = 72 * 1024;
-/// Memory of the program itself, with a long history.
+/// Memory of the process itself, with a long history.
 const OWN_BYTES: u64 = 32 * 1024 * 1024;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// How many connections the service takes, and how many of them may be streams.
+/// The most connections, and the most streams among them.
 pub struct Limits {
     pub connections: u64,
     pub streams: u64,
 }
 
-/// Something of which this machine has only so much.
+/// A limited resource of this machine.
 struct Bound {
     name: &'static str,
     value: u64,
-    /// How much of it the program itself needs, and how much each connection.
+    /// How much of it the process itself needs, and how much each connection.
     own: u64,
     each: u64,
 }
@@ -41,8 +40,8 @@ impl Bound {
 }
 
 impl Limits {
-    /// Raises the limit of descriptors and divides what there is. `wanted` streams are granted where
-    /// they fit; where not, the log says which limit to raise, and to what.
+    /// Raises the limit on descriptors and budgets what there is. If `wanted` streams do not fit, the log says
+    /// which limit to raise, and to what.
     pub fn claim(wanted: Option<u64>) -> Limits {
         let bounds = bounds();
         let lowest = bounds.iter().min_by_key(|bound| bound.connections());
@@ -56,7 +55,7 @@ impl Limits {
         if let Some(wanted) = wanted
             && wanted > possible
         {
-            // The connections of which `wanted` remain when the spare ones are set aside.
+            // As many connections as leave `wanted` streams after the reserve.
             let needed = wanted + (wanted / (SPARE_SHARE - 1) + 1).max(LEAST_SPARE);
             let enough = needed * each + own;
             log::warn!(
@@ -67,7 +66,7 @@ impl Limits {
     }
 }
 
-/// Those that are known here. Descriptors are raised as far as this process may.
+/// Returns the bounds of this machine. Raises the limit on descriptors as far as this process may.
 fn bounds() -> Vec<Bound> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((256, 256));
     let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
@@ -84,14 +83,15 @@ fn bounds() -> Vec<Bound> {
             bounds.push(Bound { name, value, own, each });
         }
     };
-    // Of its own: standard streams, listener, source, journal, name look-ups, log.
+    // Its own: standard streams, listener, source, store, name look-ups.
     add("ulimit -Hn", Some(descriptors), 32, 1);
     #[cfg(target_os = "linux")]
     if let Ok((processes, _)) = getrlimit(Resource::RLIMIT_NPROC) {
         add("ulimit -u", Some(processes), 64, 1);
     }
-    // A thread has a stack and its guard.
-    add("vm.max_map_count", number("/proc/sys/vm/max_map_count"), 2_048, 2);
+    // A thread has a stack and a signal stack, each with a guard page. Without a mapping for the signal
+    // stack, std aborts the process, so this bound must hold.
+    add("vm.max_map_count", number("/proc/sys/vm/max_map_count"), 2_048, 4);
     add("kernel.pid_max", number("/proc/sys/kernel/pid_max"), 64, 1);
     add("kernel.threads-max", number("/proc/sys/kernel/threads-max"), 64, 1);
     add("pids.max of the control group", tasks, 64, 1);
@@ -99,13 +99,13 @@ fn bounds() -> Vec<Bound> {
     bounds
 }
 
-/// The number in a file. `None` where there is no such file, or the word "max".
+/// Returns the number in a file; `None` if there is no file, or the word "max" in it.
 fn number(path: impl AsRef<Path>) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     text.trim().parse().ok()
 }
 
-/// The lowest of the limits of a control group and its ancestors: each of them holds.
+/// Returns the lowest limit of a control group and its ancestors: all of them apply.
 fn lowest_of_group(root: &Path, group: &str, file: &str) -> Option<u64> {
     let own = root.join(group.trim_start_matches('/'));
     let mut lowest = None;
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lowest_limit_of_a_group_and_its_ancestors_holds() {
+    fn the_lowest_limit_of_a_group_and_its_ancestors_applies() {
         let root = std::env::temp_dir().join(format!("btc-ticker-limits-{}", std::process::id()));
         let group = root.join("system.slice/docker/service");
         fs::create_dir_all(&group).unwrap();

@@ -1,5 +1,5 @@
-//! Counters for whoever operates the service, and their Prometheus text (`GET /metrics`).
-//! Shared by all threads. What the delivery of an update counts is an atomic, never a lock.
+//! Counters and their Prometheus text (`GET /metrics`). Shared by all threads. The counters on the path of
+//! an update are atomics, never locks.
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-/// Makes the counters from the table below: each with its name, its labels and what it counts.
+/// Defines the counters from the table below: name, labels and help text.
 macro_rules! counters {
     ($($name:ident: $type:ident($($label:literal),*) $help:literal;)*) => {
         pub struct Metrics { $(#[doc = $help] pub $name: $type,)* }
@@ -16,7 +16,7 @@ macro_rules! counters {
         pub static METRICS: Metrics = Metrics { $($name: $type::new(&[$($label),*]),)* };
 
         impl Metrics {
-            /// All of them as Prometheus wants them.
+            /// Renders all counters in Prometheus's text format.
             pub fn render(&self) -> Text {
                 let mut text = Text(String::new());
                 $(
@@ -32,22 +32,22 @@ macro_rules! counters {
 
 counters! {
     updates_published: Counter() "Updates published.";
-    updates_delivered: Counter() "Updates written to clients as they came.";
+    updates_delivered: Counter() "Updates written to clients live.";
     updates_replayed: Counter() "Updates written to clients from the history.";
     clients_accepted: Counter() "Streams opened.";
     clients_refused: Counter() "Streams refused because the service was full.";
     clients_fell_behind: Counter() "Times that a client was too slow and lost its channel.";
     streams_ended: LabelledCounter("reason") "Streams ended, by reason.";
-    connections_refused: Counter() "Connections refused because there were too many.";
+    connections_refused: Counter() "Connections refused because all others streamed.";
+    connections_displaced: Counter() "Idle connections closed to admit new ones.";
     threads_refused: Counter() "Connections refused because the system had no thread for them.";
-    accept_errors: Counter() "Times that a connection could not be accepted.";
-    journal_updates: Counter() "Updates appended to the journal.";
-    journal_errors: Counter() "Times that the journal could not be read or written.";
+    accept_errors: Counter() "Failed attempts to accept a connection.";
     http_requests: LabelledCounter("path", "status") "Requests answered, by path and status.";
-    fetches: LabelledCounter("outcome") "Answers and failures of the source, by outcome.";
+    fetches: LabelledCounter("outcome") "Fetches from the source, by outcome.";
+    store_errors: LabelledCounter("operation") "Failed reads from and appends to the store.";
 }
 
-/// A number that threads raise without waiting for each other.
+/// A counter that threads increment without blocking each other.
 pub struct Counter(AtomicU64);
 
 impl Counter {
@@ -73,10 +73,10 @@ impl Counter {
     }
 }
 
-/// Numbers by labels, for what happens at most once a request, or once an update.
+/// Counters by label values, for what happens at most once per request or per update.
 pub struct LabelledCounter {
     names: &'static [&'static str],
-    /// By labels as Prometheus wants them, such as `reason="gone"`. Held for one look or change.
+    /// By labels in Prometheus's form, such as `reason="stuck"`. Held to change one count or to render all.
     counts: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -85,12 +85,12 @@ impl LabelledCounter {
         LabelledCounter { names, counts: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Counts one for these values, in the order of the labels in the table.
+    /// Increments the counter of these label values, in the order of the table.
     pub fn inc(&self, values: &[&dyn Display]) {
         let mut labels = String::with_capacity(64);
         for (name, value) in self.names.iter().zip(values) {
             let comma = if labels.is_empty() { "" } else { "," };
-            // Writing to a String cannot fail, here and below.
+            // Writing to a String cannot fail.
             let _ = write!(labels, "{comma}{name}=\"{value}\"");
         }
         *self.counts.lock().entry(labels).or_default() += 1;
@@ -103,11 +103,11 @@ impl LabelledCounter {
     }
 }
 
-/// Prometheus text as it grows.
+/// Prometheus text under construction.
 pub struct Text(pub String);
 
 impl Text {
-    /// A number that is looked up when somebody asks. Where it is not known only its description is written.
+    /// Adds a gauge. If its value is unknown, only its description is written.
     pub fn gauge(&mut self, name: &str, help: &str, labels: &str, value: Option<impl Display>) {
         self.family(name, "gauge", help);
         if let Some(value) = value {

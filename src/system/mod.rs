@@ -1,6 +1,6 @@
-//! What is true of this machine: threads and how they end, limits, the clock, the log, and the numbers
-//! that operators look at. Knows nothing of prices, but for the table of metrics. (The health check is
-//! a client of the service, and the one part of this room that speaks HTTP.)
+//! What is true of this machine: threads and shutdown, limits, the clock, the log and the metrics. Knows
+//! nothing of prices, except for the table of metrics. (The health check is a client of the service, and the
+//! one part of this module that speaks HTTP.)
 
 mod clock;
 pub mod health;

@@ -1,50 +1,50 @@
-//! Threads: how the lasting ones are started, stopped and waited for. Stopping is a channel that
-//! closes. A second channel tells when all have ended: it closes when the last thread has let go of its
-//! end.
+//! Threads: how long-running threads are started, stopped and joined. Shutdown is a channel that closes. A
+//! second channel reports threads that have ended; it closes with the last of them. Owned by `main`.
 
 use std::convert::Infallible;
 use std::io;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
+use crossbeam_channel::{
+    Receiver, RecvTimeoutError, Select, Sender, TryRecvError, bounded, select,
+};
 
-/// The end of the service as every thread sees it: a channel on which nothing is ever sent, and which
-/// `main` closes.
+/// The shutdown as every thread sees it: a channel on which nothing is ever sent, and which `main` closes.
 #[derive(Clone)]
 pub struct Shutdown {
     pub closed: Receiver<Infallible>,
 }
 
 impl Shutdown {
-    /// Sleeps until `deadline`, or until the service ends: then the answer is true.
+    /// Blocks until `deadline` or the shutdown; returns whether it is the shutdown.
     pub fn wait_deadline(&self, deadline: Instant) -> bool {
         self.closed.recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected)
     }
 
-    /// Whether the service is ending.
+    /// Whether the service is shutting down.
     pub fn is_set(&self) -> bool {
         self.closed.try_recv() == Err(TryRecvError::Disconnected)
     }
 }
 
-/// The threads that run as long as the service does. Owned by `main`, which joins them.
+/// The threads that run as long as the service does.
 pub struct Threads {
-    /// Brings a word at SIGINT, SIGTERM or SIGHUP.
+    /// Receives a message at SIGINT, SIGTERM or SIGHUP.
     signals: Receiver<()>,
-    /// `None` when the shutdown has begun.
+    /// `None` once the shutdown has begun.
     open: Option<Sender<Infallible>>,
     shutdown: Shutdown,
     handles: Vec<JoinHandle<()>>,
     /// Wake the threads that wait for a socket rather than for a channel.
     wakers: Vec<Box<dyn FnOnce()>>,
-    /// Each thread holds a clone of it as long as it runs.
+    /// Each thread holds a clone while it runs.
     running: Sender<&'static str>,
-    /// Brings the name of a thread that has ended; closes when all have.
+    /// Receives the name of a thread that has ended; closes when all have.
     ended: Receiver<&'static str>,
 }
 
-/// Tells that a thread has ended, even by a panic.
+/// Reports that a thread has ended, even by a panic.
 struct ExitGuard {
     name: &'static str,
     running: Sender<&'static str>,
@@ -52,17 +52,17 @@ struct ExitGuard {
 
 impl Drop for ExitGuard {
     fn drop(&mut self) {
-        // One name is enough: where there is another already, the service is ending.
+        // One name is enough: if there is another already, the service is shutting down.
         let _ = self.running.try_send(self.name);
     }
 }
 
 impl Threads {
-    /// From now on a signal ends `wait`, and not the process.
+    /// From now on a signal ends `wait` instead of the process.
     pub fn new() -> Result<Threads, ctrlc::Error> {
         let (signal, signals) = bounded(1);
         ctrlc::set_handler(move || {
-            // Where one word is waiting already, it is enough.
+            // One pending message is enough.
             let _ = signal.try_send(());
         })?;
         let (open, closed) = bounded(0);
@@ -78,7 +78,7 @@ impl Threads {
         })
     }
 
-    /// Starts a thread, which must end when the shutdown channel closes and not before.
+    /// Starts a thread, which must end when the shutdown channel closes, and not before.
     pub fn spawn<W>(&mut self, name: &'static str, work: W) -> io::Result<()>
     where
         W: FnOnce(&Shutdown) + Send + 'static,
@@ -87,31 +87,41 @@ impl Threads {
         let shutdown = self.shutdown.clone();
         let run = move || {
             work(&shutdown);
-            // Named here, so that the closure owns it. A panic drops it, too.
+            // Dropped by a panic, too, because the closure owns it.
             drop(guard);
         };
         self.handles.push(Builder::new().name(name.to_owned()).spawn(run)?);
         Ok(())
     }
 
-    /// Sleeps until the service is to end: by a signal, or because the thread named in the error has
-    /// ended, without which the service would stand still and nobody might notice.
+    /// Blocks until the service is to shut down: at a signal, or when a thread has ended unexpectedly, whose
+    /// name is the error.
     pub fn wait(&self) -> Result<(), &'static str> {
         select! {
             recv(self.signals) -> _ => Ok(()),
             recv(self.ended) -> name => match name {
                 Ok(name) => Err(name),
-                Err(_) => Ok(()), // Never: an end of it is held here.
+                Err(_) => Ok(()), // Never: an end of the channel is held here.
             },
         }
     }
 
-    /// For a thread that may be waiting for a socket when the shutdown begins: what ends that wait.
+    /// Blocks until `closed` closes or the service is to shut down. In that case `wait` returns at once.
+    pub fn wait_for(&self, closed: &Receiver<Infallible>) {
+        let mut select = Select::new();
+        select.recv(closed);
+        select.recv(&self.signals);
+        select.recv(&self.ended);
+        // It leaves the message for `wait`.
+        select.ready();
+    }
+
+    /// Registers what wakes a thread that may wait for a socket when the shutdown begins.
     pub fn on_shutdown(&mut self, wake: impl FnOnce() + 'static) {
         self.wakers.push(Box::new(wake));
     }
 
-    /// Tells all threads to end: closes their channel, and wakes those that do not wait for it.
+    /// Tells all threads to end: closes their channel, and wakes those that wait for a socket.
     pub fn shut_down(&mut self) {
         self.open = None;
         for wake in self.wakers.drain(..) {
@@ -119,7 +129,7 @@ impl Threads {
         }
     }
 
-    /// Joins all threads; false where some have not ended at `deadline`, for which nobody waits.
+    /// Joins all threads. Returns false, without joining, if some have not ended at `deadline`.
     pub fn join(self, deadline: Instant) -> bool {
         drop(self.running);
         loop {
@@ -130,7 +140,7 @@ impl Threads {
             }
         }
         for handle in self.handles {
-            // A panic has been told already, when the thread ended.
+            // A panic was reported when the thread ended.
             let _ = handle.join();
         }
         true
@@ -144,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_ends_by_itself_is_named_and_all_others_are_told_to_end() {
+    fn a_thread_that_ends_unexpectedly_is_named_and_all_others_are_told_to_end() {
         let hour = Instant::now() + Duration::from_secs(3600);
         let mut threads = Threads::new().unwrap();
         threads

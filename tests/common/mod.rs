@@ -55,13 +55,6 @@ pub fn folder(name: &str) -> PathBuf {
     folder
 }
 
-/// The first line of a journal.
-pub fn journal_header(made_up: bool, complete_since: u64) -> String {
-    format!(
-        "{{\"journal\":\"btc-ticker\",\"made_up\":{made_up},\"complete_since\":{complete_since}}}\n"
-    )
-}
-
 // ---------------------------------------------------------------------------------- the source
 
 /// What the source says to the next requests.

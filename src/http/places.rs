@@ -1,0 +1,92 @@
+//! Places: who may connect. Every connection holds a permit. When all are taken, the connection that has
+//! gone longest without sending a whole request is closed for a new one, unless it streams: so half a
+//! request, an idle connection or a reader that stalls cannot keep health checks out. Shared by the thread
+//! `accept` and all connections.
+
+use std::collections::BTreeMap;
+use std::net::{Shutdown as Half, TcpStream};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::system::{METRICS, Permit, Semaphore};
+
+pub struct Places {
+    connections: Arc<Semaphore>,
+    /// Guards the list of connections that do not stream. Held to add, move or remove one of them.
+    list: Mutex<List>,
+}
+
+#[derive(Default)]
+struct List {
+    last_number: u64,
+    /// By number, so in the order in which they sent their last request or, before that, were accepted.
+    occupied: BTreeMap<u64, Occupied>,
+}
+
+struct Occupied {
+    socket: Arc<TcpStream>,
+    permit: Permit,
+}
+
+/// A connection's place, until it streams or ends. The place may have been given to another connection; its
+/// socket is then shut down.
+pub struct Place {
+    number: u64,
+    places: Arc<Places>,
+}
+
+impl Places {
+    pub fn new(connections: Arc<Semaphore>) -> Arc<Places> {
+        Arc::new(Places { connections, list: Mutex::default() })
+    }
+
+    /// Returns a place for a new connection: a free one, or that of the connection which has gone longest
+    /// without a request. Returns `None` if all connections stream. Never blocks for long; called by the
+    /// thread `accept`.
+    pub fn admit(self: &Arc<Self>, socket: &Arc<TcpStream>) -> Option<Place> {
+        let mut list = self.list.lock();
+        let permit = match self.connections.try_acquire() {
+            Some(permit) => permit,
+            None => {
+                let (_, oldest) = list.occupied.pop_first()?;
+                METRICS.connections_displaced.inc();
+                // Its thread notices, and ends. An error means that the peer has closed it already.
+                let _ = oldest.socket.shutdown(Half::Both);
+                oldest.permit
+            }
+        };
+        let number = list.add(Occupied { socket: socket.clone(), permit });
+        Some(Place { number, places: self.clone() })
+    }
+}
+
+impl List {
+    fn add(&mut self, occupied: Occupied) -> u64 {
+        self.last_number += 1;
+        self.occupied.insert(self.last_number, occupied);
+        self.last_number
+    }
+}
+
+impl Place {
+    /// Notes that a whole request has arrived.
+    pub fn renew(&mut self) {
+        let mut list = self.places.list.lock();
+        if let Some(occupied) = list.occupied.remove(&self.number) {
+            self.number = list.add(occupied);
+        }
+    }
+
+    /// Takes the permit for a stream, which no newcomer may displace. Returns `None` if one just has.
+    pub fn keep(self) -> Option<Permit> {
+        let occupied = self.places.list.lock().occupied.remove(&self.number)?;
+        Some(occupied.permit)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.list.lock().occupied.remove(&self.number);
+    }
+}

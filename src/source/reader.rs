@@ -1,0 +1,178 @@
+//! The reader: with a store, the thread that publishes what the stream brings, and nothing else. All
+//! processes that share the store thus publish the same updates in the same order. Owns the publisher;
+//! wakes the poller by a channel.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use redis::{RedisError, RedisResult};
+
+use super::Standing;
+use super::store::{Connection, Entry, EntryId, Store, describe};
+use crate::feed::freshness::Report;
+use crate::feed::{Publisher, Update};
+use crate::system::{METRICS, Shutdown, latest_plausible, unix_millis};
+
+/// The reason of stale prices that clients see while the store does not answer.
+const STORE_FAILED: &str = "the store does not answer";
+/// The pause between attempts to reach the store. There is none before the first attempt: a process that
+/// was stopped and continued finds its connection broken, and must not lag behind.
+const PAUSE: Duration = Duration::from_millis(500);
+
+pub struct Reader {
+    pub store: Store,
+    pub publisher: Publisher,
+    pub retention: Duration,
+    pub standing: Arc<Standing>,
+    pub reports: Sender<Report>,
+    /// Wakes the poller when an update was published. Holds one wake-up: the poller looks at the feed. Ends
+    /// with this thread.
+    pub news: Sender<()>,
+    /// Dropped when the past has been read, or could not be: `main` then accepts clients.
+    pub starting: Option<Sender<Infallible>>,
+    pub position: Position,
+}
+
+/// How far the stream has been read.
+#[derive(Default)]
+pub struct Position {
+    /// The last entry.
+    last: Option<EntryId>,
+    /// The timestamp of the last update that was published.
+    newest: Option<u64>,
+    /// Whether updates between `last` and the next entry may be missing.
+    after_gap: bool,
+}
+
+impl Reader {
+    /// Reads until shutdown.
+    pub fn run(mut self, shutdown: &Shutdown) {
+        let mut failures: u32 = 0;
+        while !shutdown.is_set() {
+            let Err(error) = self.read(&mut failures, shutdown) else { return };
+            self.fail(&error, failures);
+            if failures > 0 {
+                shutdown.wait_deadline(Instant::now() + PAUSE);
+            }
+            failures = failures.saturating_add(1);
+        }
+    }
+
+    /// Publishes entries until the connection fails; `Ok` means shutdown. `failures` are the attempts that
+    /// failed before.
+    fn read(&mut self, failures: &mut u32, shutdown: &Shutdown) -> RedisResult<()> {
+        let mut connection = self.store.connect()?;
+        let is_past = self.position.last.is_none();
+        if is_past {
+            self.find_beginning(&mut connection)?;
+        }
+        self.take(&mut connection, !is_past)?;
+        if *failures > 1 {
+            log::info!("store: it answers again, after {failures} failed attempts");
+        }
+        *failures = 0;
+        self.standing.set_store_answers(true);
+        self.starting = None;
+        while !shutdown.is_set() {
+            connection.wait_for_news(self.position.last)?;
+            self.take(&mut connection, true)?;
+        }
+        Ok(())
+    }
+
+    /// Finds the entry before the retained past: after that one, nothing is missing.
+    fn find_beginning(&mut self, connection: &mut Connection) -> RedisResult<()> {
+        let oldest = unix_millis().saturating_sub(self.retention.as_millis() as u64);
+        let before = connection.newest_before(oldest)?;
+        if let Some(id) = before {
+            self.publisher.start_over(id.millis, &[]);
+        }
+        self.position = Position { last: before, newest: None, after_gap: before.is_none() };
+        Ok(())
+    }
+
+    /// Publishes the entries after the last one. Reads that one again: if it is no longer there, Redis has
+    /// lost or trimmed entries, and updates may be missing. `is_live`: whether the entries are new, rather than
+    /// the past that is read at the start.
+    fn take(&mut self, connection: &mut Connection, is_live: bool) -> RedisResult<()> {
+        let mut entries = connection.entries_from(self.position.last)?;
+        match (self.position.last, entries.first()) {
+            (Some(last), Some(first)) if first.id == last => {
+                entries.remove(0);
+            }
+            (Some(last), Some(_)) => self.note_gap(last),
+            (Some(last), None) => {
+                self.note_gap(last);
+                self.position.last = connection.newest()?;
+            }
+            (None, _) => {}
+        }
+        if let Some(last) = entries.last() {
+            self.position.last = Some(last.id);
+            self.publish(&entries, is_live);
+        }
+        Ok(())
+    }
+
+    fn note_gap(&mut self, last: EntryId) {
+        log::warn!(
+            "store: entry {last} has disappeared, so clients that fell behind receive a gap"
+        );
+        self.position.after_gap = true;
+        self.position.newest = None;
+    }
+
+    fn publish(&mut self, entries: &[Entry], is_live: bool) {
+        let updates = self.updates_in(entries);
+        let Some(newest) = updates.last() else { return };
+        self.position.newest = Some(newest.timestamp);
+        if newest.timestamp > latest_plausible() {
+            log::warn!(
+                "store: update {} is more than a day ahead of this machine's clock, and later ones follow \
+                 it; check the clocks, then delete the key to start over",
+                newest.timestamp
+            );
+        }
+        if self.position.after_gap {
+            self.publisher.start_over(updates[0].timestamp, &updates);
+        } else {
+            self.publisher.publish(&updates);
+        }
+        self.position.after_gap = false;
+        if is_live {
+            // An error means that the service is stopping.
+            let _ = self.reports.send(Report::Updated);
+        }
+        let _ = self.news.try_send(());
+    }
+
+    /// Returns the updates among the entries. Others are logged and skipped.
+    fn updates_in(&self, entries: &[Entry]) -> Vec<Update> {
+        let mut updates = Vec::with_capacity(entries.len());
+        let mut newest = self.position.newest;
+        for entry in entries {
+            let timestamp = entry.id.millis;
+            match entry.price {
+                Some(price) if newest.is_none_or(|newest| timestamp > newest) => {
+                    updates.push(Update { timestamp, price });
+                    newest = Some(timestamp);
+                }
+                _ => log::warn!("store: entry {} is no update of ours; skipped", entry.id),
+            }
+        }
+        updates
+    }
+
+    fn fail(&mut self, error: &RedisError, failures: u32) {
+        METRICS.store_errors.inc(&[&"read"]);
+        self.starting = None;
+        if failures == 1 {
+            self.standing.set_store_answers(false);
+            let error = describe(error);
+            log::warn!("store: cannot read: {error}; no new prices until it answers");
+            let _ = self.reports.send(Report::Failed(STORE_FAILED.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Turns: with a store, decides when this process polls, so that one process does at a time. The process
+//! that appended the newest update is due one interval after it; any other one when it has heard no news
+//! for a little longer. Runs on the thread `poller`; shares the feed, and is woken by the reader.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, at, select};
+use redis::RedisResult;
+
+use super::Standing;
+use super::fetch;
+use super::poller::{Poller, next_tick};
+use super::store::{Claim, Connection, Store, describe};
+use crate::feed::freshness::Report;
+use crate::feed::{Feed, Update};
+use crate::system::{METRICS, RateLimitedLog, Shutdown, random};
+
+/// How long other processes wait for news, in intervals: this, and up to as much again at random, so that
+/// they do not all claim the turn at once.
+const SHORTEST_SILENCE: f64 = 1.1;
+const RANDOM_SILENCE: f64 = 0.2;
+/// The lease, in fetch timeouts. It spares the source; what is appended twice, Redis refuses.
+const LEASE: f64 = 1.1;
+/// The reason of stale prices that clients see if updates cannot be appended.
+const STORE_FAILED: &str = "the store takes no updates";
+
+pub struct Turns {
+    poller: Poller,
+    store: Store,
+    feed: Arc<Feed>,
+    standing: Arc<Standing>,
+    news: Receiver<()>,
+    lease: Duration,
+    /// Tells this process from others in the store.
+    token: String,
+    /// The timestamp of the last update that this process appended.
+    own: Option<u64>,
+    /// When this process last began to poll.
+    tick: Instant,
+    errors: RateLimitedLog,
+}
+
+impl Turns {
+    pub fn new(
+        poller: Poller,
+        store: Store,
+        feed: Arc<Feed>,
+        standing: Arc<Standing>,
+        news: Receiver<()>,
+    ) -> Turns {
+        let lease = fetch::timeout(poller.interval).mul_f64(LEASE);
+        Turns {
+            poller,
+            store,
+            feed,
+            standing,
+            news,
+            lease,
+            token: format!("{}-{:x}", std::process::id(), (random() * 1e15) as u64),
+            own: None,
+            tick: Instant::now(),
+            errors: RateLimitedLog::default(),
+        }
+    }
+
+    /// Polls in turn until shutdown.
+    pub fn run(mut self, shutdown: &Shutdown) {
+        let mut due = match self.feed.summary().age {
+            Some(age) => Instant::now() + self.silence().saturating_sub(age),
+            None => Instant::now(),
+        };
+        // The past that was read at the start is no news.
+        let _ = self.news.try_recv();
+        loop {
+            select! {
+                recv(shutdown.closed) -> _ => return,
+                // The reader ends only at shutdown.
+                recv(self.news) -> _ => due = self.due_after_news(),
+                recv(at(due)) -> _ => due = self.take_turn(shutdown),
+            }
+        }
+    }
+
+    /// A random time to wait for news.
+    fn silence(&self) -> Duration {
+        self.poller.interval.mul_f64(SHORTEST_SILENCE + random() * RANDOM_SILENCE)
+    }
+
+    fn due_after_news(&mut self) -> Instant {
+        let newest = self.feed.latest().map(|update| update.timestamp);
+        let polls = newest == self.own;
+        if self.standing.set_polls(polls) {
+            let who = if polls { "this" } else { "another" };
+            log::info!("store: {who} process polls now");
+        }
+        let due = if polls {
+            next_tick(self.tick, self.poller.interval)
+        } else {
+            Instant::now() + self.silence()
+        };
+        due.max(self.poller.outage.retry_at)
+    }
+
+    /// Claims the turn and, if it is granted, polls. Returns when this process is due again, unless news
+    /// arrive first.
+    fn take_turn(&mut self, shutdown: &Shutdown) -> Instant {
+        let due = match self.try_turn(shutdown) {
+            Ok(due) => due,
+            Err(error) => {
+                METRICS.store_errors.inc(&[&"append"]);
+                self.poller.report(Report::Failed(STORE_FAILED.to_owned()));
+                self.log_error(&describe(&error));
+                Instant::now() + self.silence()
+            }
+        };
+        due.max(self.poller.outage.retry_at)
+    }
+
+    fn try_turn(&mut self, shutdown: &Shutdown) -> RedisResult<Instant> {
+        // A connection for each turn: its state is never in doubt, and while the store is unreachable the
+        // source is spared.
+        let mut connection = self.store.connect()?;
+        let begun = Instant::now();
+        let newest = match connection.claim(&self.token, self.lease)? {
+            Claim::Granted { newest } => newest.map(|id| id.millis),
+            Claim::Held(time) => return Ok(begun + time),
+        };
+        let known = self.feed.latest().map(|update| update.timestamp);
+        if newest > known {
+            // The reader is about to bring news: this process was not due.
+            connection.release()?;
+            return Ok(Instant::now() + self.silence());
+        }
+        self.tick = begun;
+        let price = self.poller.poll(shutdown);
+        let timestamp = self.feed.next_timestamp();
+        if begun.elapsed() >= self.lease {
+            // This process was stopped meanwhile. The price is old, and the turn no longer ours.
+            return Ok(Instant::now() + self.silence());
+        }
+        let appended = match price {
+            Some(price) => self.append(&mut connection, Update { timestamp, price }),
+            None => Ok(()),
+        };
+        // Also after an error: another process may fare better.
+        connection.release()?;
+        appended?;
+        Ok(next_tick(self.tick, self.poller.interval))
+    }
+
+    fn append(&mut self, connection: &mut Connection, update: Update) -> RedisResult<()> {
+        // Noted first: if the answer is lost, the update may be there all the same, and this process is due
+        // again.
+        self.own = Some(update.timestamp);
+        if !connection.append(update)? {
+            self.log_error(&format_args!("update {} came too late", update.timestamp));
+        }
+        Ok(())
+    }
+
+    fn log_error(&self, error: &dyn Display) {
+        self.errors.warn(format_args!("store: cannot append: {error}"));
+    }
+}
