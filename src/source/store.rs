@@ -106,7 +106,7 @@ impl Store {
             }
             (ErrorKind::Server(ServerErrorKind::NoPerm), _) => format!(
                 "its user lacks a permission; grant it with: \
-                 ACL SETUSER <user> ~{key}* +xadd +xread +xrevrange +set +pttl +del"
+                 ACL SETUSER <user> ~{key}* +xadd +xread +xrevrange +set +pttl +del +multi +exec"
             ),
             (_, Some("WRONGTYPE")) => {
                 format!("its key {key} is no stream; rename that key, or choose another database")
@@ -268,7 +268,11 @@ fn is_refused_id(error: &RedisError) -> bool {
     text.contains("equal or smaller") || text.contains("must be greater than 0-0")
 }
 
-/// Describes an error for the log. A timeout would read "Resource temporarily unavailable".
+/// Describes an error for the log, on one line. A timeout would read "Resource temporarily unavailable".
 pub fn describe(error: &RedisError) -> String {
-    if error.is_timeout() { "timed out".to_owned() } else { error.to_string() }
+    if error.is_timeout() {
+        return "timed out".to_owned();
+    }
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().to_owned()
 }

@@ -76,8 +76,11 @@ impl Turns {
         loop {
             select! {
                 recv(shutdown.closed) -> _ => return,
-                // The reader ends only at shutdown.
-                recv(self.news) -> _ => due = self.due_after_news(),
+                recv(self.news) -> news => match news {
+                    Ok(()) => due = self.due_after_news(),
+                    // The reader has ended: the service is stopping.
+                    Err(_) => return,
+                },
                 recv(at(due)) -> _ => due = self.take_turn(shutdown),
             }
         }
@@ -161,6 +164,6 @@ impl Turns {
     }
 
     fn log_error(&self, error: &dyn Display) {
-        self.errors.warn(format_args!("store: cannot append: {error}"));
+        self.errors.warn(format_args!("store: no update appended: {error}"));
     }
 }
