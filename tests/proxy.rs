@@ -1,0 +1,213 @@
+//! A real nginx that runs `deploy/nginx.conf` in front of the real binary.
+
+mod common;
+
+use std::io::{BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use common::{Answer, PATIENCE, Say, Server, Source, eventually, folder};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use ureq::Agent;
+use ureq::http::Response;
+use ureq::tls::TlsConfig;
+
+#[test]
+fn the_proxy_keeps_away_what_the_service_need_not_see() {
+    let Some(nginx) = nginx() else { return };
+    let (source, silent) = (Source::start(), Source::start());
+    silent.say(Say::Nothing);
+    let (server, starting) = (Server::start(&source, &[]), Server::start(&silent, &[]));
+    server.stream("/stream").update();
+    let proxy = Proxy::start(nginx, "limits", &[server.address, starting.address]);
+    let agent = agent();
+    let status = |path: &str, header: &str| {
+        let request = agent.get(proxy.url(path)).header("X-Header", header);
+        status_of(request.call().unwrap())
+    };
+    // One of the two has no price yet, so nginx asks the other one.
+    (0..4).for_each(|_| assert_eq!(status("/price", ""), 200));
+    assert_eq!(status("/", ""), 200);
+    assert_eq!(status("/metrics", ""), 404);
+    assert_eq!(status("/price", &"x".repeat(20_000)), 431);
+    assert_eq!(status(&format!("/price?{}", "x".repeat(20_000)), ""), 414);
+    let body = agent.post(proxy.url("/price")).send("x".repeat(2_000)).unwrap();
+    assert_eq!(status_of(body), 413);
+
+    let plain = agent.get(format!("http://{}/stream?since=0", proxy.plain)).call().unwrap();
+    assert_eq!(plain.status(), 301);
+    assert_eq!(plain.headers()["Location"], "https://127.0.0.1/stream?since=0");
+
+    let stream = || agent.get(proxy.url("/stream")).call().unwrap();
+    let streams: Vec<_> = (0..100).map(|_| stream()).collect();
+    assert!(streams.iter().all(|stream| stream.status() == 200));
+    assert_eq!(status_of(stream()), 429);
+    assert_eq!(status("/price", ""), 429);
+    drop(streams);
+    eventually("there is room again", || stream().status() == 200);
+
+    server.stop(Signal::SIGKILL);
+    // 503 if nginx asks the one that has no price last.
+    assert!([502, 503].contains(&status("/price", "")));
+    starting.stop(Signal::SIGKILL);
+    assert_eq!(status("/price", ""), 502);
+    // A browser reconnects after a broken connection, but not after a 502.
+    agent.get(proxy.url("/stream")).call().expect_err("a stream without a service");
+}
+
+#[test]
+fn each_request_that_the_proxy_refuses_is_told_what_was_wrong_with_it() {
+    let Some(nginx) = nginx() else { return };
+    let proxy = Proxy::start(nginx, "refusals", &[free_address()]);
+    let long = "x".repeat(20_000);
+    // Without TLS, because nginx looks at that last.
+    for (request, status, words) in [
+        ("GET /price HTTP/1.1\r\nHost: x".to_owned(), 400, "use https"),
+        ("GET /stream HTTP/1.1\r\nHost: x".to_owned(), 400, "use https"),
+        ("GET /price HTTP/1.1".to_owned(), 400, "not a valid HTTP request"),
+        ("hello".to_owned(), 400, "not a valid HTTP request"),
+        (format!("GET /price HTTP/1.1\r\nHost: x\r\nX: {long}"), 431, "header is too long"),
+        (format!("GET /{long} HTTP/1.1\r\nHost: x"), 414, "path and the query are too long"),
+        ("TRACE /price HTTP/1.1\r\nHost: x".to_owned(), 405, "method"),
+        ("POST /price HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip".to_owned(), 501, "encoding"),
+        ("GET /price HTTP/3.0\r\nHost: x".to_owned(), 505, "version of HTTP"),
+    ] {
+        let mut connection = TcpStream::connect(proxy.secure).unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(connection, "{request}\r\n\r\n").unwrap();
+        let answer = Answer::read(&mut BufReader::new(connection), true).expect("an answer");
+        assert_eq!(answer.status, status, "{words}");
+        assert_eq!(answer.header("Content-Type"), Some("application/json"), "{words}");
+        assert!(answer.error().contains(words), "{words}: {}", answer.error());
+    }
+}
+
+/// The status of a response. An error of the proxy has the form of those of the service.
+fn status_of(mut response: Response<ureq::Body>) -> u16 {
+    let status = response.status().as_u16();
+    if status >= 400 {
+        assert_eq!(response.headers()["Content-Type"], "application/json", "{status}");
+        let text = response.body_mut().read_to_string().unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert!(json["error"].as_str().unwrap().len() > 20, "{status}: {text}");
+    }
+    status
+}
+
+/// A client that trusts every certificate, the one that the test has just made too.
+fn agent() -> Agent {
+    let config = Agent::config_builder()
+        .tls_config(TlsConfig::builder().disable_verification(true).build())
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .timeout_per_read(Some(PATIENCE))
+        .proxy(None);
+    config.build().into()
+}
+
+/// nginx with the configuration of `deploy/`. Stopped when it is dropped.
+struct Proxy {
+    child: Child,
+    folder: PathBuf,
+    plain: SocketAddr,
+    secure: SocketAddr,
+}
+
+/// The command that runs nginx. `None` if nginx or openssl is not installed: then the tests are skipped.
+fn nginx() -> Option<&'static str> {
+    let answers = |tool: &&str| {
+        let argument = if *tool == "openssl" { "version" } else { "-v" };
+        Command::new(tool).arg(argument).output().is_ok()
+    };
+    let found = ["nginx", "/usr/sbin/nginx"].into_iter().find(answers);
+    if let Some(nginx) = found.filter(|_| answers(&"openssl")) {
+        return Some(nginx);
+    }
+    common::skipped(
+        "deploy/nginx.conf was not tested: nginx or openssl is missing \
+         (on Debian: nginx-light openssl)",
+    );
+    None
+}
+
+impl Proxy {
+    fn start(nginx: &str, name: &str, services: &[SocketAddr]) -> Proxy {
+        let folder = folder(&format!("nginx-{name}"));
+        std::fs::create_dir(folder.join("tls")).unwrap();
+        make_certificate(&folder);
+        let one = include_str!("../deploy/replicas.conf");
+        let all = services.iter().map(|at| one.replace("127.0.0.1:8080", &at.to_string()));
+        std::fs::write(folder.join("replicas.conf"), all.collect::<String>()).unwrap();
+        // Another program may bind a port before nginx does; then nginx exits, and other ports are tried.
+        let mut started = None;
+        eventually("nginx listens", || {
+            started = Proxy::try_start(nginx, &folder);
+            started.is_some()
+        });
+        started.unwrap()
+    }
+
+    fn try_start(nginx: &str, folder: &PathBuf) -> Option<Proxy> {
+        let (plain, secure) = (free_address(), free_address());
+        let mut config = include_str!("../deploy/nginx.conf").to_owned();
+        for (deployed, tested) in [
+            ("listen 80;", format!("listen {plain};")),
+            ("listen 443 ssl", format!("listen {secure} ssl")),
+            ("http {", format!("http {{\n{OWN_FILES}")),
+        ] {
+            assert_eq!(config.matches(deployed).count(), 1, "{deployed}");
+            config = config.replace(deployed, &tested);
+        }
+        std::fs::write(folder.join("nginx.conf"), config).unwrap();
+        let mut command = Command::new(nginx);
+        command.arg("-p").arg(folder).arg("-c").arg(folder.join("nginx.conf"));
+        command.args(["-e", "error.log", "-g", "daemon off; pid nginx.pid;"]);
+        let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut proxy = Proxy { child, folder: folder.clone(), plain, secure };
+        let mut listens = false;
+        eventually("nginx listens or exits", || {
+            // nginx writes it after it has bound its ports.
+            listens = folder.join("nginx.pid").exists();
+            listens || proxy.child.try_wait().unwrap().is_some()
+        });
+        listens.then_some(proxy)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("https://{}{path}", self.secure)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Not SIGKILL, which its workers would survive.
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let _ = self.child.wait();
+        if thread::panicking() {
+            let log = std::fs::read_to_string(self.folder.join("error.log")).unwrap_or_default();
+            eprintln!("nginx logged:\n{log}");
+        }
+    }
+}
+
+/// Replaces the directories of the system, which may belong to root.
+const OWN_FILES: &str = "access_log off; client_body_temp_path body; proxy_temp_path proxy; \
+    fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;";
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn make_certificate(folder: &PathBuf) {
+    let mut openssl = Command::new("openssl");
+    openssl.current_dir(folder).args(["req", "-x509", "-newkey", "ec", "-nodes"]);
+    openssl.args(["-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=localhost"]);
+    openssl.args(["-keyout", "tls/key.pem", "-out", "tls/certificate.pem"]);
+    let made = openssl.output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
