@@ -28,6 +28,7 @@ const REPORTS: usize = 16;
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 
 fn main() -> ExitCode {
+    kernel::leave_signals_ignored();
     kernel::wake_in_batches();
     let config = Config::read();
     logging::start();

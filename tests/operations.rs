@@ -199,7 +199,7 @@ fn the_log_tells_how_it_began_and_how_it_ended() {
     let server = Server::start(&source, &[]);
     let address = server.address.to_string();
     server.stream("/stream").updates(2);
-    let (_, log) = server.stop(Signal::SIGINT);
+    let (_, log) = server.stop(Signal::SIGTERM);
     let version = env!("CARGO_PKG_VERSION");
     for word in [
         version,
@@ -389,4 +389,18 @@ fn where_nobody_reads_what_it_says_it_runs_all_the_same() {
     eventually("it listens", || TcpStream::connect(address).is_ok());
     kill(Pid::from_raw(server.id() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(server.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_ignored_but_sigterm_does_not() {
+    let source = Source::start();
+    let line = "trap '' HUP INT TERM; exec \"$0\" \"$@\"";
+    let server = Server::start_by_shell(line, &source, &[]);
+    let mut stream = server.stream("/stream");
+    for signal in [Signal::SIGHUP, Signal::SIGINT] {
+        server.signal(signal);
+        stream.updates(5);
+    }
+    let (status, log) = server.stop(Signal::SIGTERM);
+    assert_eq!(status.code(), Some(0), "{log}");
 }

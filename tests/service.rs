@@ -452,9 +452,11 @@ fn simulated_prices_are_marked_wherever_they_show() {
 
 #[test]
 fn streams_end_with_the_service() {
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let source = Source::start();
-        let server = Server::start(&source, &[]);
+        // Where the tests run in the background, these signals may be ignored.
+        let line = "exec env --default-signal=INT,HUP \"$0\" \"$@\"";
+        let server = Server::start_by_shell(line, &source, &[]);
         let mut streams: Vec<Stream> = (0..50).map(|_| server.stream("/stream")).collect();
         streams[49].update();
         let (status, log) = server.stop(signal);

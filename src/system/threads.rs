@@ -30,7 +30,7 @@ impl Shutdown {
 
 /// The threads that run as long as the service does.
 pub struct Threads {
-    /// Receives a message at SIGINT, SIGTERM or SIGHUP.
+    /// Receives a message at SIGTERM, SIGINT or SIGHUP, except a blocked one.
     signals: Receiver<()>,
     /// `None` once the shutdown has begun.
     open: Option<Sender<Infallible>>,
