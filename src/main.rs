@@ -2,7 +2,7 @@
 //! down in order.
 
 use std::error::Error;
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use btc_ticker::source::poller::Poller;
 use btc_ticker::source::reader::{Position, Reader};
 use btc_ticker::source::turns::Turns;
 use btc_ticker::source::{Standing, demo};
-use btc_ticker::system::{Limits, METRICS, Semaphore, Threads, unix_millis};
+use btc_ticker::system::{Limits, METRICS, Printer, Semaphore, Threads, unix_millis};
 use btc_ticker::system::{health, kernel, logging};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
@@ -31,13 +31,12 @@ fn main() -> ExitCode {
     kernel::leave_signals_ignored();
     kernel::wake_in_batches();
     let config = Config::read();
-    logging::start();
+    let log = logging::start();
     let result = if config.check_health { health::check(config.listen) } else { run(&config) };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // A closed stderr is no reason to panic.
-            let _ = writeln!(io::stderr(), "btc-ticker: {error}");
+            log.print(format_args!("btc-ticker: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -116,8 +115,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let accepting = server.clone();
     threads.spawn("accept", move |shutdown| accepting.accept(shutdown))?;
     threads.on_shutdown(move || server.stop());
-    // A closed stdout is no reason to stop.
-    let _ = writeln!(io::stdout(), "listening on http://{address}");
+    Printer::start("stdout", io::stdout())?.print(format_args!("listening on http://{address}"));
 
     // The end.
     let end = threads.wait();

@@ -44,6 +44,7 @@ counters! {
     accept_errors: Counter() "Failed attempts to accept a connection.";
     http_requests: LabelledCounter("path", "status") "Requests answered, by path and status.";
     fetches: LabelledCounter("outcome") "Fetches from the source, by outcome.";
+    log_lines_dropped: Counter() "Log lines dropped because nothing read them.";
     store_errors: LabelledCounter("operation") "Failed reads from and appends to the store.";
 }
 

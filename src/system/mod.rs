@@ -8,6 +8,7 @@ pub mod kernel;
 mod limits;
 pub mod logging;
 mod metrics;
+mod printer;
 mod semaphore;
 mod threads;
 
@@ -15,5 +16,6 @@ pub use clock::{latest_plausible, parse_duration, random, unix_millis};
 pub use limits::Limits;
 pub use logging::RateLimitedLog;
 pub use metrics::METRICS;
+pub use printer::Printer;
 pub use semaphore::{Permit, Semaphore};
 pub use threads::{Shutdown, Threads};

@@ -1,0 +1,181 @@
+//! What the service prints, while nothing reads it: its standard streams are pipes that are full or
+//! closed, as those of a hung log driver are. A paused terminal behaves like a full pipe.
+
+mod common;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Child, Command, ExitStatus, Stdio, id};
+use std::thread;
+
+use btc_ticker::system::logging;
+use common::{Say, Server, Source, eventually};
+use nix::libc::O_NONBLOCK;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Fills a pipe to the last byte. A write to it blocks until the reader reads.
+fn fill(writer: &PipeWriter) {
+    // Reopened, because the flag belongs to the open file and the service must not inherit it.
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let mut filler = File::options().write(true).custom_flags(O_NONBLOCK).open(path).unwrap();
+    while filler.write(&[b'\n'; 4096]).is_ok() {}
+    while filler.write(b"\n").is_ok() {}
+}
+
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = pipe().unwrap();
+    fill(&writer);
+    (reader, writer)
+}
+
+/// The service with its log in this pipe.
+fn start_with_log(writer: &PipeWriter, level: &str, source: &Source, more: &[&str]) -> Server {
+    let log = format!("/proc/{}/fd/{}", id(), writer.as_raw_fd());
+    let line = format!("RUST_LOG={level} exec \"$0\" \"$@\" 2>{log}");
+    Server::start_by_shell(&line, source, more)
+}
+
+/// Waits until the process exits.
+fn end_of(child: &mut Child) -> ExitStatus {
+    let mut status = None;
+    eventually("the process exits", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
+}
+
+#[test]
+fn a_log_that_is_not_read_blocks_neither_prices_nor_the_shutdown() {
+    let source = Source::start();
+    let (_reader, writer) = pipe().unwrap();
+    let mut server = start_with_log(&writer, "info", &source, &[]);
+    let mut stream = server.stream("/stream");
+    stream.update();
+    fill(&writer);
+    source.say(Say::Status(500, String::new(), String::new()));
+    while stream.named("status")["reason"] != "HTTP 500" {}
+    source.say(Say::Prices);
+    stream.updates(2);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(end_of(&mut server.child).code(), Some(0));
+}
+
+#[test]
+fn a_log_that_is_read_again_reports_the_number_of_dropped_lines() {
+    let source = Source::start();
+    let (reader, writer) = pipe().unwrap();
+    let mut server = start_with_log(&writer, "debug", &source, &["--interval", "5ms"]);
+    drop(writer);
+    let dropped = || server.metric("btc_ticker_log_lines_dropped_total");
+    eventually("the backlog is full", || dropped() > 0.0);
+    source.say(Say::Nothing);
+    let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+    let report = lines.find(|line| line.contains("log lines because nothing read them")).unwrap();
+    assert!(report.contains("ERROR"), "{report}");
+    let number = report.split_whitespace().find_map(|word| word.parse().ok());
+    assert!(number.is_some_and(|number: f64| number > 0.0), "{report}");
+    server.signal(Signal::SIGTERM);
+    assert!(lines.any(|line| line.contains("served 0 streams")), "flushed at the end");
+    assert_eq!(end_of(&mut server.child).code(), Some(0));
+}
+
+#[test]
+fn it_starts_and_stops_while_nothing_reads_what_it_prints() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (_reader, writer) = full_pipe();
+    let command = || {
+        let mut command = Server::command();
+        command.args(["--source", "demo", "--listen", &address]);
+        command.stdout(writer.try_clone().unwrap()).stderr(writer.try_clone().unwrap());
+        command
+    };
+    let mut server = command().spawn().unwrap();
+    eventually("it listens", || TcpStream::connect(&address).is_ok());
+    let refused = end_of(&mut command().spawn().unwrap());
+    assert_eq!(refused.code(), Some(1), "the address is taken");
+    kill(Pid::from_raw(server.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(end_of(&mut server).code(), Some(0));
+}
+
+#[test]
+fn a_health_check_does_not_depend_on_its_own_output() {
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    server.stream("/stream").update();
+    let (_reader, full) = full_pipe();
+    let (closed, broken) = pipe().unwrap();
+    drop(closed);
+    for stdout in [full, broken] {
+        let mut command = Server::command();
+        command.args(["--check-health", "--listen", &server.address.to_string()]);
+        let mut check = command.stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
+        assert_eq!(end_of(&mut check).code(), Some(0));
+    }
+}
+
+#[test]
+fn an_invalid_rust_log_is_reported_and_does_not_stop_the_service() {
+    let source = Source::start();
+    let mut command = Server::command();
+    command.env("RUST_LOG", "btc_ticker=much").args(["--listen", "127.0.0.1:0"]);
+    let server = Server::run(command.args(["--source-url", &source.url(), "--price-at", "/price"]));
+    let wanted = ["WARN", "RUST_LOG", "btc_ticker=much", "INFO"];
+    eventually("in the log", || wanted.iter().all(|word| server.log().contains(word)));
+
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (closed, broken) = pipe().unwrap();
+    drop(closed);
+    let mut command = Server::command();
+    command.env("RUST_LOG", "btc_ticker=much").stdout(Stdio::null()).stderr(broken);
+    let mut server = command.args(["--source", "demo", "--listen", &address]).spawn().unwrap();
+    eventually("it listens", || TcpStream::connect(&address).is_ok());
+    kill(Pid::from_raw(server.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(end_of(&mut server).code(), Some(0));
+}
+
+#[test]
+fn a_pipe_gets_colours_only_on_request() {
+    let source = Source::start();
+    for (style, coloured) in [("", false), ("auto", false), ("never", false), ("always", true)] {
+        let mut command = Server::command();
+        command.env("RUST_LOG_STYLE", style).args(["--listen", "127.0.0.1:0"]);
+        command.args(["--source-url", &source.url(), "--price-at", "/price"]);
+        let (_, log) = Server::run(&mut command).stop(Signal::SIGTERM);
+        assert_eq!(log.contains("\x1b["), coloured, "{style}: {log}");
+    }
+}
+
+/// The process that the next test starts.
+#[test]
+#[ignore = "run by a_panic_is_logged_and_never_blocks"]
+fn a_thread_that_panics() {
+    let _log = logging::start();
+    let panics = thread::Builder::new().name("fragile".into());
+    let joined = panics.spawn(|| panic!("this panic is part of a test")).unwrap().join();
+    assert!(joined.is_err());
+}
+
+#[test]
+fn a_panic_is_logged_and_never_blocks() {
+    let this = || {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["a_thread_that_panics", "--exact", "--ignored", "--nocapture"]);
+        command.stdout(Stdio::null());
+        command
+    };
+    let (mut reader, writer) = pipe().unwrap();
+    let mut process = this().stderr(writer).spawn().unwrap();
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    assert_eq!(end_of(&mut process).code(), Some(0));
+    for word in ["ERROR", "fragile", "tests/log.rs:", "this panic is part of a test"] {
+        assert!(log.contains(word), "{word} is not in {log:?}");
+    }
+    let (_reader, writer) = full_pipe();
+    assert_eq!(end_of(&mut this().stderr(writer).spawn().unwrap()).code(), Some(0));
+}
