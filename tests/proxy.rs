@@ -140,9 +140,9 @@ impl Proxy {
         let folder = folder(&format!("nginx-{name}"));
         std::fs::create_dir(folder.join("tls")).unwrap();
         make_certificate(&folder);
-        let one = include_str!("../deploy/replicas.conf");
+        let one = include_str!("../deploy/processes.conf");
         let all = services.iter().map(|at| one.replace("127.0.0.1:8080", &at.to_string()));
-        std::fs::write(folder.join("replicas.conf"), all.collect::<String>()).unwrap();
+        std::fs::write(folder.join("processes.conf"), all.collect::<String>()).unwrap();
         // Another program may bind a port before nginx does; then nginx exits, and other ports are tried.
         let mut started = None;
         eventually("nginx listens", || {
