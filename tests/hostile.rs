@@ -325,6 +325,24 @@ fn full_of_streams_is_an_answer_and_a_price_is_too() {
 }
 
 #[test]
+fn slow_readers_hold_a_page_each() {
+    const READERS: u64 = 50;
+    let source = Source::start();
+    let server = Server::start(&source, &["--interval", "1ms"]);
+    let updates = || server.metric("btc_ticker_history_updates");
+    // Five pages.
+    common::eventually_within(3 * common::PATIENCE, "a long history", || updates() >= 5_000.0);
+    let before = server.resident();
+    let ask = b"GET /stream?since=0 HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut readers: Vec<TcpStream> = (0..READERS).map(|_| common::narrow(&server)).collect();
+    readers.iter_mut().for_each(|reader| reader.write_all(ask).unwrap());
+    let published = updates();
+    eventually("they stall while updates arrive", || updates() >= published + 1_000.0);
+    let each = (server.resident() - before) / READERS;
+    assert!(each < 150, "{each} KB for each");
+}
+
+#[test]
 fn connections_that_ask_for_nothing_do_not_keep_others_out() {
     let source = Source::start();
     let server = Server::start_with_limit("-n 160", &source, &[]);
