@@ -2,7 +2,7 @@
 //! down in order.
 
 use std::error::Error;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +31,13 @@ fn main() -> ExitCode {
     kernel::leave_signals_ignored();
     kernel::wake_in_batches();
     let config = Config::read();
-    let log = logging::start();
+    let log = match logging::start() {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "btc-ticker: cannot start a thread: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let result = if config.check_health { health::check(config.listen) } else { run(&config) };
     match result {
         Ok(()) => ExitCode::SUCCESS,

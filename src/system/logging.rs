@@ -1,14 +1,13 @@
-//! The log: to standard error, at the level of `RUST_LOG`. No thread blocks on it, for it goes through a
-//! `Printer`. Shared by all threads.
+//! The log: to standard error, at the level of `RUST_LOG`. Shared by all threads, none of which blocks on it:
+//! lines go through a `Printer`.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
-use std::{env, panic, process, thread};
+use std::{env, panic, thread};
 
-use anstream::AutoStream;
-use env_logger::Target;
+use env_logger::{Target, WriteStyle};
 use parking_lot::Mutex;
 
 use super::Printer;
@@ -16,30 +15,19 @@ use super::Printer;
 /// A fault that repeats is logged at most once in this time.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// Starts the log, at the level of `RUST_LOG`. Called once, by `main`, which drops the printer last.
-/// Exits with 1 if the system has no thread for it.
-pub fn start() -> Printer {
-    let printer = Printer::start("log", io::stderr()).unwrap_or_else(|error| {
-        let _ = writeln!(io::stderr(), "btc-ticker: cannot start the thread of the log: {error}");
-        process::exit(1)
-    });
+/// Starts the log. Called once, by `main`, which drops the printer last. Fails if the system has no thread
+/// for it.
+pub fn start() -> io::Result<Printer> {
+    let printer = Printer::start("log", io::stderr())?;
     let level = env::var("RUST_LOG").unwrap_or_default();
-    // Checked first, because env_logger prints such an error by itself.
-    let wrong = env_filter::Builder::new().try_parse(&level).err();
-    let usable = wrong.is_none() && !level.is_empty();
     let mut builder = env_logger::Builder::new();
-    builder.parse_filters(if usable { &level } else { "info" });
-    // env_logger writes each line at once, under a lock that is held until the printer has it.
+    builder.parse_filters(if level.is_empty() { "info" } else { &level });
     builder.target(Target::Pipe(Box::new(printer.writer())));
-    // Colours as if env_logger wrote to standard error itself.
-    match env::var("RUST_LOG_STYLE").as_deref() {
-        Ok(style @ ("always" | "never")) => builder.parse_write_style(style),
-        _ => builder.write_style(AutoStream::choice(&io::stderr()).into()),
-    };
-    builder.init();
-    if let Some(wrong) = wrong {
-        log::warn!("RUST_LOG={level} is ignored, the level is info: {wrong}");
+    if io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none() {
+        // env_logger sees only the pipe.
+        builder.write_style(WriteStyle::Always);
     }
+    builder.init();
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
         let name = thread.name().unwrap_or("without a name");
@@ -49,7 +37,7 @@ pub fn start() -> Printer {
             log::error!("{trace}");
         }
     }));
-    printer
+    Ok(printer)
 }
 
 /// Logs a fault that may come by the thousand, one line in ten seconds.
