@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, ValueEnum, value_parser};
+use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use ureq::http::Uri;
 
 use crate::source::store::Store;
@@ -27,6 +27,10 @@ pub struct Config {
     /// Address and port to serve; port 0 picks a free one
     #[arg(long, env = "BTC_TICKER_LISTEN", default_value = "127.0.0.1:8080", value_parser = address)]
     pub listen: SocketAddr,
+
+    /// Management address for /healthz and /metrics, which are then not served at --listen
+    #[arg(long, env = "BTC_TICKER_ADMIN", value_name = "ADDRESS", value_parser = address)]
+    pub admin: Option<SocketAddr>,
 
     /// Where prices come from; auto is CoinDesk if COINDESK_API_KEY is set, else Coinbase, or the
     /// --source-url without a key
@@ -61,10 +65,10 @@ pub struct Config {
     pub heartbeat: Duration,
 
     /// How many streams may be open at once [default: as many as this machine allows]
-    #[arg(long, env = "BTC_TICKER_MAX_CLIENTS", value_name = "NUMBER", value_parser = value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, env = "BTC_TICKER_MAX_CLIENTS", value_name = "NUMBER", value_parser = client_count)]
     pub max_clients: Option<u64>,
 
-    /// Probe the service that runs at --listen, and exit with 0 if it is healthy
+    /// Probe the service that runs at --admin or --listen, and exit with 0 if it is healthy
     #[arg(long)]
     pub check_health: bool,
 }
@@ -189,6 +193,13 @@ fn duration(text: &str) -> Result<Duration, &'static str> {
         return Err(FORM);
     }
     Ok(duration)
+}
+
+fn client_count(text: &str) -> Result<u64, &'static str> {
+    match text.parse() {
+        Ok(count @ 1..=1_000_000) => Ok(count),
+        _ => Err("write a number from 1 to 1000000"),
+    }
 }
 
 fn url(text: &str) -> Result<String, &'static str> {

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,12 +11,14 @@ use std::time::{Duration, Instant};
 use btc_ticker::config::Config;
 use btc_ticker::feed::freshness::Freshness;
 use btc_ticker::feed::{self, History, heartbeat, janitor};
-use btc_ticker::http::{Places, Routes, Server, listen};
+use btc_ticker::http::{Routes, Scope, Server, listen};
 use btc_ticker::source::poller::Poller;
 use btc_ticker::source::reader::{Position, Reader};
 use btc_ticker::source::turns::Turns;
 use btc_ticker::source::{Standing, demo};
-use btc_ticker::system::{Limits, METRICS, Printer, Semaphore, Threads, unix_millis};
+use btc_ticker::system::{
+    Limits, METRICS, Printer, Semaphore, Threads, format_duration, unix_millis,
+};
 use btc_ticker::system::{health, kernel, logging};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
@@ -23,6 +26,8 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 const MOST_UPDATES: usize = 100_000;
 /// Reports to the heartbeat that may wait. It handles each at once, so the senders hardly ever block.
 const REPORTS: usize = 16;
+/// Connections of the management address. They come out of the descriptors that `Limits` leaves free.
+const ADMIN_CONNECTIONS: u64 = 8;
 /// How long shutdown waits for threads. The process then exits without those that wait for a name look-up
 /// or a store that hangs.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
@@ -38,7 +43,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = if config.check_health { health::check(config.listen) } else { run(&config) };
+    let result = if config.check_health {
+        health::check(config.admin.unwrap_or(config.listen))
+    } else {
+        run(&config)
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -50,11 +59,12 @@ fn main() -> ExitCode {
 
 fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let mut threads = Threads::new()?;
-    let listener = listen(config.listen).map_err(|error| {
-        let address = config.listen;
-        format!("cannot listen on {address}: {error}; free it, or choose another with --listen")
-    })?;
+    let listener = bind(config.listen, "--listen")?;
     let address = listener.local_addr()?;
+    let admin = match config.admin {
+        Some(address) => Some(bind(address, "--admin")?),
+        None => None,
+    };
     kernel::widen_futex_table();
     let limits = Limits::claim(config.max_clients);
 
@@ -65,7 +75,10 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         if source.is_simulated() { demo::start(&mut threads)? } else { config.endpoint(&source) };
     log::info!("btc-ticker {} on http://{address}", env!("CARGO_PKG_VERSION"));
     let (name, host) = (source.name(), endpoint.host());
-    log::info!("{name} ({host}) every {interval:?}, kept for {retention:?}");
+    // What is really kept: the number of updates is limited, too.
+    let kept = retention.min(interval.saturating_mul(MOST_UPDATES as u32));
+    let (every, kept) = (format_duration(interval), format_duration(kept));
+    log::info!("{name} ({host}) every {every}, kept for {kept}");
     let store = config.store()?;
     if let Some(store) = &store {
         store.check()?;
@@ -114,13 +127,23 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     // Clients.
     let connections = Semaphore::new(limits.connections);
     let streams = Semaphore::new(limits.streams);
-    let places = Places::new(connections.clone());
-    let routes =
-        Routes::new(feed.clone(), &source, interval, standing, connections, streams.clone());
-    let server = Server::new(listener, places, Arc::new(routes));
-    let accepting = server.clone();
-    threads.spawn("accept", move |shutdown| accepting.accept(shutdown))?;
-    threads.on_shutdown(move || server.stop());
+    let mut routes = Routes::new(
+        feed.clone(),
+        &source,
+        interval,
+        standing,
+        connections.clone(),
+        streams.clone(),
+    );
+    if let Some(listener) = admin {
+        log::info!("health and metrics on http://{}", listener.local_addr()?);
+        // Permits of its own, so that clients cannot take them.
+        let permits = Semaphore::new(ADMIN_CONNECTIONS);
+        let server = Server::new(listener, permits, routes.with_scope(Scope::Admin));
+        serve(&mut threads, "accept-admin", server)?;
+        routes = routes.with_scope(Scope::Public);
+    }
+    serve(&mut threads, "accept", Server::new(listener, connections, routes))?;
     Printer::start("stdout", io::stdout())?.print(format_args!("listening on http://{address}"));
 
     // The end.
@@ -139,4 +162,17 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     }
     log::info!("served {} streams", METRICS.clients_accepted.get());
     end.map_err(|name| format!("the thread {name} has ended unexpectedly").into())
+}
+
+fn bind(address: SocketAddr, option: &str) -> Result<TcpListener, String> {
+    listen(address).map_err(|error| {
+        format!("cannot listen on {address}: {error}; free it, or choose another with {option}")
+    })
+}
+
+fn serve(threads: &mut Threads, name: &'static str, server: Arc<Server>) -> io::Result<()> {
+    let accepting = server.clone();
+    threads.spawn(name, move |shutdown| accepting.accept(shutdown))?;
+    threads.on_shutdown(move || server.stop());
+    Ok(())
 }

@@ -16,7 +16,7 @@ use super::stream::Stream;
 use crate::system::METRICS;
 
 /// A connection is closed if its buffers are full and the client reads nothing for this long.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most responses fit, and leave in one piece. More than 1 KiB, because glibc keeps smaller blocks in a
 /// cache of the thread, and the thread of a stream lives for hours.
 const WRITE_BUFFER: usize = 4 * 1024;

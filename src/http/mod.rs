@@ -10,6 +10,5 @@ mod routes;
 mod server;
 mod stream;
 
-pub use places::Places;
-pub use routes::Routes;
+pub use routes::{Routes, Scope};
 pub use server::{Server, listen};

@@ -16,6 +16,8 @@ use crate::source::{PRICE_SOURCE, SIMULATED, Source, Standing};
 use crate::system::{METRICS, Semaphore};
 
 const NOT_FOUND: &str = "unknown path; there is /, /stream, /price, /history, /healthz, /metrics";
+const NOT_HERE: &str =
+    "not served at this address; health and metrics are at --admin, all else at --listen";
 const METHODS: &str = "GET, HEAD, OPTIONS";
 /// Groups unknown paths, to bound the metric's cardinality.
 pub const UNKNOWN_PATH: &str = "other";
@@ -24,8 +26,20 @@ const HISTORY_LIMIT: usize = 1_000;
 /// How long, in intervals, a client may be ahead of a process that shares a store.
 const LEAD: u32 = 2;
 
+/// What an address serves.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Scope {
+    All,
+    /// Everything but health and metrics.
+    Public,
+    /// Health and metrics.
+    Admin,
+}
+
 /// What the answers are made of. Created once, by `main`.
+#[derive(Clone)]
 pub struct Routes {
+    scope: Scope,
     feed: Arc<Feed>,
     pages: Vec<(&'static str, Response)>,
     source: &'static str,
@@ -56,6 +70,7 @@ impl Routes {
     ) -> Routes {
         let is_simulated = source.is_simulated();
         Routes {
+            scope: Scope::All,
             feed,
             pages: pages::load(source.name(), is_simulated, interval),
             source: source.name(),
@@ -66,6 +81,11 @@ impl Routes {
             connections,
             streams,
         }
+    }
+
+    /// Returns routes for another address, which shares everything else.
+    pub fn with_scope(&self, scope: Scope) -> Routes {
+        Routes { scope, ..self.clone() }
     }
 
     /// Answers one request.
@@ -100,7 +120,17 @@ impl Routes {
                 return error.header("Allow", METHODS).into();
             }
         }
-        match request.target.path() {
+        let path = request.target.path();
+        let is_admin = matches!(path, "/healthz" | "/metrics");
+        let is_served = match self.scope {
+            Scope::All => true,
+            Scope::Public => !is_admin,
+            Scope::Admin => is_admin,
+        };
+        if !is_served {
+            return Response::error(StatusCode::NOT_FOUND, NOT_HERE).into();
+        }
+        match path {
             "/stream" => self.stream(request),
             "/price" => self.price().into(),
             "/history" => self.history(request).into(),

@@ -14,10 +14,11 @@ use super::places::Places;
 use super::request::MAX_HEAD;
 use super::response::Response;
 use super::routes::Routes;
-use crate::system::{METRICS, RateLimitedLog, Shutdown};
+use crate::system::{METRICS, RateLimitedLog, Semaphore, Shutdown};
 
-/// A peer whose network fails is probed after half of this, and its connection fails after all of it.
-const PEER_TIMEOUT: Duration = Duration::from_secs(20);
+/// A connection fails if its peer acknowledges nothing for this long. Not shorter: the kernel counts the time
+/// between two openings of a slow reader's window too, which is 23 s at 6 KB/s.
+const PEER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The listen queue; the kernel lowers it to `net.core.somaxconn`. std asks for 128, and a burst of clients
 /// then waits for SYN retransmission.
 const LISTEN_QUEUE: i32 = 16_384;
@@ -44,7 +45,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true)?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    let alive = TcpKeepalive::new().with_time(PEER_TIMEOUT / 2).with_interval(PEER_TIMEOUT / 4);
+    let alive = TcpKeepalive::new().with_time(PEER_TIMEOUT / 4).with_interval(PEER_TIMEOUT / 8);
     socket.set_tcp_keepalive(&alive)?;
     // Without it (macOS), the write timeout notices a peer whose network has failed.
     #[cfg(target_os = "linux")]
@@ -55,8 +56,11 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 impl Server {
-    pub fn new(listener: TcpListener, places: Arc<Places>, routes: Arc<Routes>) -> Arc<Server> {
-        Arc::new(Server { listener, places, routes, errors: RateLimitedLog::default() })
+    /// Serves at most as many connections as there are permits.
+    pub fn new(listener: TcpListener, connections: Arc<Semaphore>, routes: Routes) -> Arc<Server> {
+        let places = Places::new(connections);
+        let errors = RateLimitedLog::default();
+        Arc::new(Server { listener, places, routes: Arc::new(routes), errors })
     }
 
     /// Accepts connections until the service stops. Survives every error.

@@ -45,6 +45,8 @@ impl Fetcher {
             .user_agent(concat!("btc-ticker/", env!("CARGO_PKG_VERSION")))
             .tls_config(tls)
             .timeout_global(Some(timeout))
+            // A little shorter, so that the error names the look-up.
+            .timeout_resolve(Some(timeout.mul_f64(0.95)))
             // A kept connection that the server closes in the same moment would fail the fetch.
             .max_idle_connections(0);
         if source.is_simulated() {

@@ -1,9 +1,9 @@
 //! The wall clock, durations as people write them, and random numbers.
 
 use std::hash::{BuildHasher, RandomState};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use jiff::{SignedDuration, Span, SpanRelativeTo};
+use jiff::{SignedDuration, Span, SpanRelativeTo, SpanRound, Unit};
 
 /// Returns this machine's clock in Unix milliseconds.
 pub fn unix_millis() -> u64 {
@@ -20,6 +20,13 @@ pub fn latest_plausible() -> u64 {
 pub fn parse_duration(text: &str) -> Option<SignedDuration> {
     let span: Span = text.parse().ok()?;
     span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()
+}
+
+/// Formats a duration as people write it, such as `5s` or `5d 18h`.
+pub fn format_duration(duration: Duration) -> String {
+    let Ok(span) = Span::try_from(duration) else { return format!("{duration:?}") };
+    let days = SpanRound::new().largest(Unit::Day).days_are_24_hours();
+    format!("{:#}", span.round(days).unwrap_or(span))
 }
 
 /// Returns a random number from 0 to 1, from std's only source of randomness.

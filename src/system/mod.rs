@@ -12,7 +12,7 @@ mod printer;
 mod semaphore;
 mod threads;
 
-pub use clock::{latest_plausible, parse_duration, random, unix_millis};
+pub use clock::{format_duration, latest_plausible, parse_duration, random, unix_millis};
 pub use limits::Limits;
 pub use logging::RateLimitedLog;
 pub use metrics::METRICS;
