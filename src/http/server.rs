@@ -16,9 +16,9 @@ use super::response::Response;
 use super::routes::Routes;
 use crate::system::{METRICS, RateLimitedLog, Semaphore, Shutdown};
 
-/// A connection fails if its peer acknowledges nothing for this long. Not shorter: the kernel counts the time
-/// between two openings of a slow reader's window too, which is 23 s at 6 KB/s.
-const PEER_TIMEOUT: Duration = Duration::from_secs(60);
+/// When to probe a peer that is silent, and how often: its connection fails after some ten probes.
+const PROBE_AFTER: Duration = Duration::from_secs(15);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// The listen queue; the kernel lowers it to `net.core.somaxconn`. std asks for 128, and a burst of clients
 /// then waits for SYN retransmission.
 const LISTEN_QUEUE: i32 = 16_384;
@@ -45,11 +45,8 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true)?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    let alive = TcpKeepalive::new().with_time(PEER_TIMEOUT / 4).with_interval(PEER_TIMEOUT / 8);
+    let alive = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_INTERVAL);
     socket.set_tcp_keepalive(&alive)?;
-    // Without it (macOS), the write timeout notices a peer whose network has failed.
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_QUEUE)?;
     Ok(socket.into())

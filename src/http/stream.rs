@@ -18,6 +18,9 @@ use crate::system::{METRICS, Permit, random, unix_millis};
 /// all at once.
 const SHORTEST_RETRY_MS: f64 = 2_000.0;
 const LONGEST_RETRY_MS: f64 = 5_000.0;
+/// A live stream whose peer is unreachable ends after this. Otherwise the kernel would retransmit for some
+/// 15 minutes.
+const PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Returns the head of every stream. Without a length, the response ends when the connection does.
 pub fn head(is_simulated: bool) -> Response {
@@ -79,6 +82,7 @@ impl Stream {
             drop(subscription.page);
             if let Some(channel) = subscription.channel {
                 self.follow(socket, &channel.live)?;
+                fail_without_acknowledgement(socket, None)?;
             }
         }
     }
@@ -130,6 +134,7 @@ impl Stream {
 
     /// Writes events as they come, until the channel has ended or the position has turned out to be foreign.
     fn follow(&mut self, mut socket: &TcpStream, live: &Receiver<Arc<Event>>) -> io::Result<()> {
+        fail_without_acknowledgement(socket, Some(PEER_TIMEOUT))?;
         loop {
             // A second arm, on which nothing ever comes, makes `select!` park the thread at once. With a
             // single channel it spins first, which is too much for thousands of threads.
@@ -161,6 +166,16 @@ impl Stream {
         self.is_id = true;
         self.ahead_since = None;
     }
+}
+
+/// Makes the connection fail when the peer acknowledges nothing for this long. Only while a stream is live:
+/// the kernel counts from the first time that the peer's window is too small for the next segment, so a slow
+/// reader of a long backlog would fail although it makes progress. (There, the write timeout applies.)
+#[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
+fn fail_without_acknowledgement(socket: &TcpStream, timeout: Option<Duration>) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(socket).set_tcp_user_timeout(timeout)?;
+    Ok(())
 }
 
 /// Returns the head, and how long a client is to wait before it reconnects.
