@@ -24,12 +24,24 @@ pub struct Status {
     pub now: u64,
 }
 
+const ALWAYS_JSON: &str = "plain structs always have a JSON form";
+
 /// One Server-Sent Event or comment, ready to be written.
 #[derive(Debug)]
 pub struct Event {
     /// The timestamp of the update, if it is one.
     pub timestamp: Option<u64>,
     pub wire: Box<str>,
+}
+
+impl Status {
+    /// Appends the event of this status. Like all events but updates it has no id: a browser would later resume
+    /// from that id and miss updates.
+    pub fn encode(&self, wire: &mut Vec<u8>) {
+        wire.extend_from_slice(b"event: status\ndata: ");
+        serde_json::to_writer(&mut *wire, self).expect(ALWAYS_JSON);
+        wire.extend_from_slice(b"\n\n");
+    }
 }
 
 impl Event {
@@ -40,25 +52,24 @@ impl Event {
         Event { timestamp: Some(update.timestamp), wire: wire.into() }
     }
 
-    /// The event of a status. Like all events but updates it has no id: a browser would later resume from
-    /// that id and miss updates.
+    /// The event of a status.
     pub fn status(status: &Status) -> Event {
-        Event::named("status", &to_json(status))
+        let mut wire = Vec::new();
+        status.encode(&mut wire);
+        let wire = String::from_utf8(wire).expect("JSON is UTF-8");
+        Event { timestamp: None, wire: wire.into() }
     }
 
     /// Something after `since` is missing; `oldest` is the first update after the gap. `since` is `None` if
     /// the client's id is none of ours.
     pub fn gap(since: Option<u64>, oldest: Option<u64>) -> Event {
-        Event::named("gap", &json!({"since": since, "oldest": oldest}).to_string())
+        let data = json!({"since": since, "oldest": oldest});
+        Event { timestamp: None, wire: format!("event: gap\ndata: {data}\n\n").into() }
     }
 
     /// A comment. No empty line follows: some clients would take that for the end of an event without data.
     pub fn keep_alive() -> Event {
         Event { timestamp: None, wire: ":\n".into() }
-    }
-
-    fn named(name: &str, data: &str) -> Event {
-        Event { timestamp: None, wire: format!("event: {name}\ndata: {data}\n\n").into() }
     }
 
     /// Returns the data of a named event or an update; empty for a comment.
@@ -70,7 +81,7 @@ impl Event {
 
 /// Encodes one of the types above. Cannot fail: they have no map and no fallible serializer.
 pub fn to_json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("plain structs always have a JSON form")
+    serde_json::to_string(value).expect(ALWAYS_JSON)
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ use crate::system::unix_millis;
 /// A page ends with the update that exceeds this size, in bytes. The larger the page, the fewer times a
 /// client that catches up takes the locks, and the more memory it holds while it reads slowly.
 const PAGE_SIZE: usize = 64 * 1024;
+/// The smallest capacity of a page. More than 1 KiB: glibc keeps smaller blocks in a cache of the thread, and
+/// the thread of a stream lives for hours.
+const SMALL_PAGE: usize = 1280;
 /// The newest update stays though it has expired, until a newer one arrives: how often to look for that.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -124,13 +127,18 @@ impl History {
 
     /// Returns the first page after a cursor.
     pub fn page(&self, from: Cursor) -> Page {
-        let mut page = Page { is_last: true, ..Page::default() };
         let start = self.start(from, 1);
+        let entries = self.entries.range(start..);
+        // Allocated once: events have about the same length.
+        let length = self.entries.get(start).map_or(0, |entry| entry.event.wire.len() + 8);
+        let capacity = (entries.len() * length).clamp(SMALL_PAGE, PAGE_SIZE + SMALL_PAGE);
+        let wire = String::with_capacity(capacity);
+        let mut page = Page { wire, is_last: true, ..Page::default() };
         if let Some(gap) = self.gap(from, start) {
             page.wire += &gap.wire;
             page.has_gap = true;
         }
-        for entry in self.entries.range(start..) {
+        for entry in entries {
             if page.wire.len() >= PAGE_SIZE {
                 page.is_last = false;
                 break;

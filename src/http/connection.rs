@@ -49,7 +49,7 @@ fn answer_all(
     socket: &TcpStream,
     place: &mut Place,
     routes: &Routes,
-) -> io::Result<Option<Stream>> {
+) -> io::Result<Option<Box<Stream>>> {
     socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
     socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     // What was read and not yet answered.

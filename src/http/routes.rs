@@ -55,7 +55,8 @@ pub struct Routes {
 /// What becomes of a request.
 pub enum Answer {
     Response(Response),
-    Stream(Stream),
+    /// Boxed, so that it is no part of every stack frame on its way.
+    Stream(Box<Stream>),
 }
 
 impl Routes {
@@ -166,7 +167,7 @@ impl Routes {
             return Response::unavailable("the service is full; retry later").into();
         };
         METRICS.clients_accepted.inc();
-        Answer::Stream(Stream {
+        Answer::Stream(Box::new(Stream {
             feed: self.feed.clone(),
             opening: stream::opening(&self.stream_head),
             position,
@@ -175,7 +176,7 @@ impl Routes {
             ahead_since: None,
             told: None,
             permit,
-        })
+        }))
     }
 
     fn price(&self) -> Response {

@@ -115,7 +115,7 @@ impl Stream {
     ) -> io::Result<()> {
         let mut opening = mem::take(&mut self.opening);
         if self.told.as_ref().is_none_or(|told| told.reason != status.reason) {
-            opening.extend_from_slice(Event::status(&status).wire.as_bytes());
+            status.encode(&mut opening);
             self.told = Some(status);
         }
         if !opening.is_empty() {
