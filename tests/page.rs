@@ -10,13 +10,14 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use btc_ticker::system::unix_millis;
-use common::{PATIENCE, Say, Server, Source, eventually, folder, journal_header};
+use common::{PATIENCE, Say, Server, Source, eventually};
 
 /// One browser at a time: they are heavy, and a starved one tells nothing about the page.
 static TURN: Mutex<()> = Mutex::new(());
@@ -162,7 +163,7 @@ impl Browser {
     }
 
     fn has_banner(&self) -> bool {
-        self.eval("document.querySelector('.made-up').checkVisibility()") == true
+        self.eval("document.querySelector('.simulated').checkVisibility()") == true
     }
 
     fn screenshot(&self, name: &str) {
@@ -286,71 +287,166 @@ fn history(server: &Server, hole: u64) -> Vec<Point> {
     points
 }
 
-/// Stands between browser and server, as a network does, and can be shut.
+/// Stands between browser and server, as a proxy does. It can be shut, lead to another server, and leave
+/// the streams to the test.
 struct Gate {
     address: SocketAddr,
     state: Arc<Mutex<GateState>>,
+    streams: Receiver<Stream>,
 }
 
-#[derive(Default)]
 struct GateState {
-    shut: bool,
+    server: SocketAddr,
+    way: Way,
     refused: usize,
     connections: Vec<TcpStream>,
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Open,
+    Shut,
+    /// The test answers the streams, the server everything else.
+    Scripted,
+}
+
 impl Gate {
-    fn before(server: SocketAddr) -> Gate {
+    fn before(server: &Server, way: Way) -> Gate {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let gate = Gate { address: listener.local_addr().unwrap(), state: Arc::default() };
-        let state = gate.state.clone();
+        let address = listener.local_addr().unwrap();
+        let state = GateState { server: server.address, way, refused: 0, connections: Vec::new() };
+        let state = Arc::new(Mutex::new(state));
+        let shared = state.clone();
+        let (sender, streams) = unbounded();
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                pass(client, server, &mut state.lock().unwrap());
+                let (state, streams) = (shared.clone(), sender.clone());
+                thread::spawn(move || pass(client, &state, &streams));
             }
         });
-        gate
+        Gate { address, state, streams }
     }
 
-    /// Cuts every connection. Who comes now gets a 503, after which a browser gives up by itself.
-    fn shut(&self) {
+    /// A browser gives up after the 503 that it receives from a gate that is shut.
+    fn turn(&self, way: Way) {
         let mut state = self.state.lock().unwrap();
-        state.shut = true;
+        state.way = way;
         for connection in state.connections.drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
 
-    fn open(&self) {
-        self.state.lock().unwrap().shut = false;
+    fn lead_to(&self, server: &Server) {
+        self.state.lock().unwrap().server = server.address;
+        self.turn(Way::Open);
     }
 
     fn refused(&self) -> usize {
         self.state.lock().unwrap().refused
     }
+
+    fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    /// The next stream that the page asks for.
+    fn stream(&self) -> Stream {
+        self.streams.recv_timeout(PATIENCE).expect("the page asks for a stream")
+    }
 }
 
-fn pass(mut client: TcpStream, server: SocketAddr, state: &mut GateState) {
-    if state.shut {
-        // The request is read first: closing on unread bytes resets, and the answer would be lost.
-        let _ = client.read(&mut [0; 4096]);
+/// Passes one request on, and its answer back.
+fn pass(mut client: TcpStream, state: &Mutex<GateState>, streams: &Sender<Stream>) {
+    let mut head = String::new();
+    let mut reader = BufReader::new(client.try_clone().unwrap());
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    let (server, way) = {
+        let mut state = state.lock().unwrap();
+        state.connections.push(client.try_clone().unwrap());
+        state.refused += usize::from(state.way == Way::Shut);
+        (state.server, state.way)
+    };
+    if way == Way::Shut {
         let _ = client
             .write_all(b"HTTP/1.1 503 Full\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        state.refused += 1;
         return;
     }
-    let upstream = TcpStream::connect(server).unwrap();
-    copy(&client, &upstream);
-    copy(&upstream, &client);
-    state.connections.extend([client, upstream]);
+    if way == Way::Scripted && head.starts_with("GET /stream?") {
+        let _ = streams.send(Stream { head, socket: client, simulated: false });
+        return;
+    }
+    let Ok(mut upstream) = TcpStream::connect(server) else {
+        return;
+    };
+    let head = head.replace("Connection: keep-alive", "Connection: close");
+    upstream.write_all(head.as_bytes()).unwrap();
+    let _ = io::copy(&mut upstream, &mut client);
+    let _ = client.shutdown(Shutdown::Both);
 }
 
-fn copy(from: &TcpStream, to: &TcpStream) {
-    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-    thread::spawn(move || {
-        let _ = io::copy(&mut from, &mut to);
-        let _ = to.shutdown(Shutdown::Both);
-    });
+/// A stream that the test writes.
+struct Stream {
+    /// What the page has asked for.
+    head: String,
+    socket: TcpStream,
+    /// Whether its prices are.
+    simulated: bool,
+}
+
+impl Stream {
+    fn open(&self) {
+        self.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nretry: 100\n");
+    }
+
+    /// Fails silently if the page has closed it.
+    fn send(&self, text: &str) {
+        let _ = (&self.socket).write_all(text.as_bytes());
+    }
+
+    fn status(&self, latest: Option<u64>, now: u64) {
+        let data = json!({"simulated": self.simulated, "stale": false, "reason": null, "latest": latest, "now": now});
+        self.send(&format!("event: status\ndata: {data}\n\n"));
+    }
+
+    fn gap(&self, since: u64, oldest: Option<u64>) {
+        let data = json!({"since": since, "oldest": oldest});
+        self.send(&format!("event: gap\ndata: {data}\n\n"));
+    }
+
+    fn updates(&self, updates: &[(u64, f64)]) {
+        let event = |&(timestamp, price): &(u64, f64)| {
+            let data = json!({"timestamp": timestamp, "price": price});
+            format!("id: {timestamp}\ndata: {data}\n\n")
+        };
+        self.send(&updates.iter().map(event).collect::<String>());
+    }
+
+    /// A stream with this history, of which the last update has just come.
+    fn live(&self, updates: &[(u64, f64)]) {
+        let latest = updates.last().unwrap().0;
+        self.open();
+        self.status(Some(latest), latest);
+        self.updates(updates);
+    }
+
+    fn since(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap().split_once("since=").unwrap().1
+    }
+}
+
+/// Updates up to now, a minute apart, for so many minutes. The first is at a full ten minutes, so half of
+/// its label would be beyond the edge of the chart.
+fn minutes(minutes: u64) -> Vec<(u64, f64)> {
+    let from = (unix_millis() / 600_000) * 600_000 - minutes * 60_000;
+    (0..=minutes).map(|i| (from + i * 60_000, 500.0 + i as f64)).collect()
+}
+
+fn timestamps(browser: &Browser) -> Vec<u64> {
+    browser.points().iter().map(|point| point.timestamp).collect()
 }
 
 #[test]
@@ -371,7 +467,7 @@ fn price_and_chart_appear() {
     browser.open(&server.url("/"));
     source.say(Say::Body(r#"{"price":97123.45}"#.into()));
     browser.until("ticker.state === 'live' && ticker.points.length > 9");
-    browser.until_says("#price", "$97,123.45");
+    browser.until_says("#price-shown", "$97,123.45");
     browser.until("document.title === '$97,123.45 BTC/USD'");
     browser.until("/^Updated \\d+:\\d\\d:\\d\\d\\s[AP]M, \\d s ago$/.test(document.querySelector('#updated').textContent)");
     browser.until_says("#announcement", "Live, $97,123.45");
@@ -401,7 +497,7 @@ fn numbers_and_times_are_written_as_the_reader_writes_them() {
     browser.speak("de-DE");
     browser.open(&server.url("/"));
     browser.until("ticker.state === 'live' && ticker.points.length > 9");
-    browser.until_says("#price", "97.123,45\u{a0}$");
+    browser.until_says("#price-shown", "97.123,45\u{a0}$");
     browser.until("document.title === '97.123,45\u{a0}$ BTC/USD'");
     browser.until("/^Updated \\d+:\\d\\d:\\d\\d, \\d s ago$/.test(document.querySelector('#updated').textContent)");
     browser.until("ticker.axis.prices.length > 1");
@@ -546,8 +642,8 @@ fn nothing_moves_when_prices_or_the_server_fail() {
     let source = Source::start();
     source.say(Say::Nothing);
     let server = Server::start(&source, &[]);
-    let gate = Gate::before(server.address);
-    browser.open(&format!("http://{}/", gate.address));
+    let gate = Gate::before(&server, Way::Open);
+    browser.open(&gate.url());
     let screens = [(375, 667, 2), (740, 375, 2), (768, 1024, 1), (1280, 800, 1)];
     // Where the chart is on each.
     let places = |state: &str| -> Vec<Value> {
@@ -565,7 +661,7 @@ fn nothing_moves_when_prices_or_the_server_fail() {
     assert_eq!(places("live"), waiting);
     source.say(Say::Status(401, String::new(), "{}".into()));
     assert_eq!(places("stale"), waiting);
-    gate.shut();
+    gate.turn(Way::Shut);
     assert_eq!(places("reconnecting"), waiting);
     browser.assert_only_network_complaints();
 }
@@ -576,50 +672,40 @@ fn other_prices_at_the_same_address_begin_a_new_chart() {
         return;
     };
     let source = Source::start();
-    let journal = folder("kinds").join("journal");
-    let real = |address: &str| Server::start_at(address, &source, &[]);
-    let demo = |address: &str| {
-        let mut command = Server::command();
-        command.args(["--listen", address, "--source", "demo", "--interval", "500ms", "--journal"]);
-        Server::run(command.arg(&journal))
-    };
-    // What a demo has from before is older than anything that the page will have.
-    let earlier = demo("127.0.0.1:0");
-    eventually("there are made-up prices", || earlier.get("/price").status == 200);
-    let oldest = earlier.stream("/stream?since=0").update().id.unwrap();
-    earlier.stop(Signal::SIGTERM);
-
-    let server = real("127.0.0.1:0");
-    let address = server.address.to_string();
-    browser.open(&server.url("/"));
+    // The demo is older than anything that the page will hold.
+    let mut demo = Server::command();
+    demo.args(["--listen", "127.0.0.1:0", "--source", "demo", "--interval", "500ms"]);
+    let demo = Server::run(&mut demo);
+    eventually("there are simulated prices", || demo.get("/price").status == 200);
+    let oldest = demo.stream("/stream?since=0").update().id.unwrap();
+    let real = Server::start(&source, &[]);
+    let gate = Gate::before(&real, Way::Open);
+    browser.open(&gate.url());
     browser.eval("window.sameDocument = true");
     browser.until("ticker.state === 'live' && ticker.points.length > 5");
     assert!(!browser.has_banner());
 
-    server.stop(Signal::SIGTERM);
-    let server = demo(&address);
-    browser.until("document.title.startsWith('Made up: $9')");
+    gate.lead_to(&demo);
+    browser.until("document.title.startsWith('Simulated: $9')");
     assert!(browser.has_banner());
-    browser.until_says("#state", "Live made-up prices");
+    browser.until_says("#state", "Live simulated prices");
     browser.until_says("#source", "demo");
-    browser.until("document.querySelector('#announcement').textContent.startsWith('Made-up prices, Live, $9')");
+    browser.until("document.querySelector('#announcement').textContent.startsWith('Simulated prices, Live, $9')");
     browser.until("ticker.points.length > 5");
     let points = browser.points();
     assert_eq!(points[0].timestamp, oldest);
     assert!(points.iter().all(|point| point.price > 10_000.0), "the source counts from 1");
-    // At its own pace: three of the intervals of the real one would be a hole.
-    let holes = points.iter().filter(|point| point.broken).count();
-    assert!(holes <= 1, "one, while it was not there: {points:?}");
+    // At its own pace: four intervals of the real one would be a hole.
+    assert!(!points.iter().any(|point| point.broken), "{points:?}");
 
-    server.stop(Signal::SIGTERM);
-    let server = real(&address);
+    gate.lead_to(&real);
     browser.until("ticker.state === 'live' && document.title.startsWith('$')");
     assert!(!browser.has_banner());
     browser.until_says("#state", "Live ");
     browser.until_says("#source", "custom source");
     browser.until("document.querySelector('#announcement').textContent.startsWith('Live, $')");
     silence(&source, &browser);
-    assert_eq!(browser.points(), history(&server, 300));
+    assert_eq!(browser.points(), history(&real, 400));
     assert_eq!(browser.eval("window.sameDocument"), true);
     browser.assert_only_network_complaints();
 }
@@ -630,7 +716,7 @@ fn a_restarted_server_is_followed_without_a_reload() {
         return;
     };
     let source = Source::start();
-    // An interval so long that the restart fits into three of it: only the event `gap` tells the
+    // An interval so long that the restart fits into four of it: only the event `gap` tells the
     // page that there is a break.
     let start = |address: &str| {
         let mut command = Server::command();
@@ -644,7 +730,7 @@ fn a_restarted_server_is_followed_without_a_reload() {
     browser.eval("window.sameDocument = true");
     browser.until("ticker.state === 'live' && ticker.points.length > 2");
     silence(&source, &browser);
-    let mut expected = history(&server, 3000);
+    let mut expected = history(&server, 4000);
     assert_eq!(browser.points(), expected);
 
     server.stop(Signal::SIGTERM);
@@ -656,39 +742,12 @@ fn a_restarted_server_is_followed_without_a_reload() {
         expected.len() + 2
     ));
     silence(&source, &browser);
-    let mut more = history(&server, 3000);
+    let mut more = history(&server, 4000);
     more[0].broken = true;
     expected.append(&mut more);
     assert_eq!(browser.points(), expected);
     assert_eq!(browser.eval("window.sameDocument"), true);
     browser.assert_only_network_complaints();
-}
-
-#[test]
-fn with_a_journal_a_restart_shows_only_the_time_that_it_took() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let source = Source::start();
-    let journal = folder("page").join("journal");
-    let journal = ["--journal", journal.to_str().unwrap()];
-    let server = Server::start(&source, &journal);
-    let address = server.address.to_string();
-    browser.open(&server.url("/"));
-    browser.until("ticker.points.length > 9");
-    silence(&source, &browser);
-    let expected = history(&server, 300);
-    server.stop(Signal::SIGKILL);
-    let server = Server::start_at(&address, &source, &journal);
-    // Who opens the page now has the whole chart at once.
-    browser.open(&server.url("/"));
-    browser
-        .until(&format!("ticker.state === 'stale' && ticker.points.length === {}", expected.len()));
-    assert_eq!(browser.points(), expected);
-    source.say(Say::Prices);
-    browser.until("ticker.state === 'live'");
-    browser.until("ticker.points.filter((point) => point.broken).length === 1");
-    browser.assert_no_complaints();
 }
 
 /// Lets no more updates come, and waits until the page has the last one.
@@ -704,20 +763,20 @@ fn what_was_missed_while_away_arrives_once() {
     };
     let source = Source::start();
     let server = Server::start(&source, &[]);
-    let gate = Gate::before(server.address);
-    browser.open(&format!("http://{}/", gate.address));
+    let gate = Gate::before(&server, Way::Open);
+    browser.open(&gate.url());
     browser.until("ticker.state === 'live' && ticker.points.length > 5");
     let before = browser.points().len();
 
-    gate.shut();
+    gate.turn(Way::Shut);
     browser.until("ticker.state === 'reconnecting'");
     // Refused twice: once when the browser came back by itself, and once when the page did.
     eventually("the page tries again after the browser has given up", || gate.refused() >= 2);
-    gate.open();
+    gate.turn(Way::Open);
     browser.until(&format!("ticker.state === 'live' && ticker.points.length > {}", before + 20));
     source.say(Say::Nothing);
     browser.until("ticker.state === 'stale'");
-    assert_eq!(browser.points(), history(&server, 300));
+    assert_eq!(browser.points(), history(&server, 400));
     browser.assert_only_network_complaints();
 }
 
@@ -731,18 +790,13 @@ fn keys_walk_through_the_chart() {
         return;
     };
     let source = Source::start();
-    // Twenty minutes or a little more, so there is something to choose from, but no hour. It begins
-    // with a time that has a label, of which half would be beyond the edge.
-    let journal = folder("keys").join("journal");
-    let from = (unix_millis() / 600_000 - 2) * 600_000;
-    let line = |i: u64| format!("{{\"timestamp\":{},\"price\":{}}}\n", from + i * 60_000, 500 + i);
-    let text = journal_header(false, from) + &(0..19).map(line).collect::<String>();
-    std::fs::write(&journal, text).unwrap();
-    let server = Server::start(&source, &["--journal", journal.to_str().unwrap()]);
-    browser.open(&server.url("/"));
-    browser.until("ticker.points.length > 25");
     source.say(Say::Nothing);
-    browser.until("ticker.state === 'stale'");
+    let server = Server::start(&source, &["--interval", "60s"]);
+    let gate = Gate::before(&server, Way::Scripted);
+    browser.open(&gate.url());
+    let stream = gate.stream();
+    stream.live(&minutes(20));
+    browser.until("ticker.state === 'live'");
 
     assert_eq!(offered(&browser), ["5 min", "15 min", "All"]);
     assert_axis_is_clear(&browser);
@@ -761,7 +815,7 @@ fn keys_walk_through_the_chart() {
 }
 
 #[test]
-fn made_up_prices_say_so_on_every_screen() {
+fn simulated_prices_say_so_on_every_screen() {
     let Some(browser) = Browser::start() else {
         return;
     };
@@ -776,7 +830,7 @@ fn made_up_prices_say_so_on_every_screen() {
     ]));
     browser.open(&server.url("/"));
     browser.until("ticker.points.length > 100");
-    browser.until("document.title.startsWith('Made up: $')");
+    browser.until("document.title.startsWith('Simulated: $')");
 
     // A chart that is low has room for one label beside the tag of the latest price.
     for (screen, width, height, density, least) in
@@ -816,17 +870,18 @@ fn the_page_breaks_no_rule_of_accessibility() {
         return;
     };
     let source = Source::start();
-    // Zooms to choose from.
-    let journal = folder("axe").join("journal");
-    let begin = unix_millis() - 20 * 60_000;
-    let update = format!("{{\"timestamp\":{begin},\"price\":1}}\n");
-    std::fs::write(&journal, journal_header(false, begin) + &update).unwrap();
-    let real = Server::start(&source, &["--journal", journal.to_str().unwrap()]);
+    source.say(Say::Nothing);
+    let server = Server::start(&source, &["--interval", "60s"]);
+    let real = Gate::before(&server, Way::Scripted);
     let mut command = Server::command();
     command.args(["--listen", "127.0.0.1:0", "--source", "demo", "--interval", "100ms"]);
     let demo = Server::run(&mut command);
-    for server in [&real, &demo] {
-        browser.open(&server.url("/"));
+    for url in [real.url(), demo.url("/")] {
+        browser.open(&url);
+        let stream = (url == real.url()).then(|| real.stream());
+        if let Some(stream) = &stream {
+            stream.live(&minutes(20)); // some time to choose from
+        }
         browser.until("ticker.state === 'live' && ticker.points.length > 5");
         browser.post("/execute/sync", json!({"script": axe, "args": []}));
         for (theme, forced) in [("light", false), ("dark", false), ("light", true), ("dark", true)]
@@ -872,26 +927,25 @@ fn the_readme_has_a_picture_of_the_page() {
     if std::env::var_os("UPDATE_PICTURE").is_some()
         && let Some(browser) = Browser::start()
     {
-        // An hour of made-up prices, from the last back to the first.
+        // An hour of simulated prices, from the last back to the first.
         let now = unix_millis();
         let mut price = PRICE;
-        let mut lines: Vec<String> = (0..715_u64)
+        let mut updates: Vec<(u64, f64)> = (0..715_u64)
             .map(|step| {
                 let wave = (step as f64 / 90.0).sin() * 9.0 + (step as f64 / 7.0).sin() * 4.0;
                 price += wave + (step * 7919 % 31) as f64 - 15.0;
-                let timestamp = now - 5_000 * (step + 1);
-                format!("{{\"timestamp\":{timestamp},\"price\":{price:.2}}}\n")
+                (now - 5_000 * step, (price * 100.0).round() / 100.0)
             })
             .collect();
-        lines.reverse();
-        let journal = folder("picture").join("journal");
-        std::fs::write(&journal, journal_header(true, 1) + &lines.concat()).unwrap();
+        updates.reverse();
         let mut command = Server::command();
-        command.args(["--listen", "127.0.0.1:0", "--source", "demo", "--journal"]);
-        let server = Server::run(command.arg(&journal));
+        let server = Server::run(command.args(["--listen", "127.0.0.1:0", "--source", "demo"]));
+        let gate = Gate::before(&server, Way::Scripted);
         browser.resize(960, 600, 1);
-        browser.open(&server.url("/"));
-        browser.until("ticker.state === 'live' && ticker.points.length > 715");
+        browser.open(&gate.url());
+        let stream = Stream { simulated: true, ..gate.stream() };
+        stream.live(&updates);
+        browser.until("ticker.state === 'live'");
         browser.until("document.querySelector('canvas').width === document.querySelector('#chart').clientWidth");
         browser.screenshot("picture");
         let made = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page-picture.png");
@@ -908,9 +962,7 @@ fn the_snippet_of_the_readme_works_on_a_page_of_another_origin() {
         return;
     };
     let source = Source::start();
-    let journal = folder("snippet").join("journal");
-    let journal = ["--journal", journal.to_str().unwrap(), "--max-clients", "1"];
-    let server = Server::start(&source, &journal);
+    let server = Server::start(&source, &["--max-clients", "1"]);
     let address = server.address.to_string();
     // The service is full when the page comes, and later there is room.
     let somebody = server.stream("/stream");
@@ -931,7 +983,7 @@ fn the_snippet_of_the_readme_works_on_a_page_of_another_origin() {
     let two_digits = "/^\\$\\d+\\.\\d\\d$/.test(document.querySelector('#price').textContent)";
     assert_eq!(browser.eval(two_digits), true);
     server.stop(Signal::SIGKILL);
-    let server = Server::start_at(&address, &source, &journal[..2]);
+    let server = Server::start_at(&address, &source, &[]);
     shows(source.last_price() + 1);
     // Who streams by `fetch` is asked for a preflight by the browser.
     let options = "{ headers: { 'Last-Event-ID': '5', 'Cache-Control': 'no-store' } }";
