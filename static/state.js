@@ -141,10 +141,9 @@ export function takeGap() {
   missed = true;
 }
 
-// The answer of /price, and the server's time in it.
+// The answer of /price, and the server's time in it. It never mixes simulated prices with real ones.
 export function takeQuote(update, isSimulated, time) {
-  if (isSimulated !== simulated) dropAll();
-  simulated = isSimulated;
+  if (isSimulated !== simulated) return;
   quoted = update;
   if (phase !== "open") serverClock = time - performance.now();
   changed();

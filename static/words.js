@@ -60,6 +60,7 @@ function duration(ms) {
 const number = (options) => new Intl.NumberFormat(undefined, options);
 const count = number();
 export const dollars = number({ style: "currency", currency: "USD", currencyDisplay: "narrowSymbol" });
+const signed = number({ signDisplay: "exceptZero", minimumFractionDigits: 2, maximumFractionDigits: 2 });
 // Two decimals, or as many more as it takes to show two digits that are not 0.
 const percent = number({
   style: "percent",
@@ -96,7 +97,7 @@ function sentence(current) {
     return newest ? ["Price of ", newest, "; what came after it is loading"] : ["Loading prices"];
   }
   if (current === "held-back") {
-    return ["A proxy or virus scanner seems to hold back the live prices; price of ", newest];
+    return ["Blocked by a proxy or virus scanner? Price of ", newest];
   }
   if (current === "paused") return ["Paused; last price at ", newest];
   if (current === "connecting") return newest ? ["Last price at ", newest] : ["No price yet"];
@@ -147,10 +148,11 @@ function renderChange(oldest) {
   const exact = oldest ? state.newest().price - oldest.price : 0;
   const change = Math.round(exact * 100) / 100; // what rounds to nothing is neither up nor down
   const direction = change > 0 ? "up" : change < 0 ? "down" : "none";
-  const [arrow, sign] = { up: ["▲ ", "+"], down: ["▼ ", "−"], none: ["", "±"] }[direction];
+  const arrow = { up: "▲ ", down: "▼ ", none: "" }[direction];
+  const difference = change === 0 ? `±${amount(0)}` : minus(signed.format(change));
   const share = oldest ? minus(percent.format(change / oldest.price)) : "";
   find("change").dataset.direction = direction;
-  setParts("change-amount", oldest ? [arrow, sign + amount(Math.abs(change)), " (", share, ")"] : []);
+  setParts("change-amount", oldest ? [arrow, difference, " (", share, ")"] : []);
   setParts("change-since", oldest ? ["since ", timeOf(oldest.timestamp)] : []);
 }
 

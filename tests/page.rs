@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -133,6 +133,40 @@ impl Browser {
 
     fn devtools(&self, command: &str, parameters: Value) -> Value {
         self.post("/goog/cdp/execute", json!({"cmd": command, "params": parameters}))
+    }
+
+    fn get(&self, path: &str) -> Value {
+        let answer = self.agent.get(format!("{}{path}", self.session)).call();
+        let text = answer.and_then(|mut answer| answer.body_mut().read_to_string());
+        let answer: Value = serde_json::from_str(&text.expect("chromedriver answers")).unwrap();
+        answer["value"].clone()
+    }
+
+    /// The tab that commands go to.
+    fn tab(&self) -> String {
+        self.get("/window").as_str().unwrap().to_owned()
+    }
+
+    /// Opens a tab, shows it, and sends commands to it from now on.
+    fn new_tab(&self) -> String {
+        let tab = self.post("/window/new", json!({"type": "tab"}));
+        let tab = tab["handle"].as_str().unwrap().to_owned();
+        self.show(&tab);
+        tab
+    }
+
+    /// Sends commands to a tab from now on, and shows it.
+    fn show(&self, tab: &str) {
+        self.post("/window", json!({"handle": tab}));
+        self.until("!document.hidden");
+    }
+
+    /// The ids and titles of the tabs with this address. (WebDriver would show a tab to look at it.)
+    fn titles(&self, url: &str) -> Vec<(String, String)> {
+        let tabs = self.devtools("Target.getTargets", json!({}));
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let tabs = tabs["targetInfos"].as_array().unwrap().iter().filter(|tab| tab["url"] == url);
+        tabs.map(|tab| (text(&tab["targetId"]), text(&tab["title"]))).collect()
     }
 
     /// The language in which pages that are opened from now on write numbers and times.
@@ -435,6 +469,12 @@ impl Stream {
 
     fn since(&self) -> &str {
         self.head.split(' ').nth(1).unwrap().split_once("since=").unwrap().1
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
@@ -781,6 +821,364 @@ fn what_was_missed_while_away_arrives_once() {
 }
 
 #[test]
+fn twelve_tabs_share_the_connections_of_a_browser() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    let server = Server::start(&source, &["--interval", "500ms"]);
+    let tabs: Vec<String> = (0..12)
+        .map(|i| {
+            let tab = if i == 0 { browser.tab() } else { browser.new_tab() };
+            browser.devtools("Network.setCacheDisabled", json!({"cacheDisabled": true}));
+            browser.open(&server.url("/"));
+            tab
+        })
+        .collect();
+    for tab in &tabs {
+        browser.show(tab);
+        let shown = Instant::now();
+        let price = source.last_price();
+        browser.until(&format!("ticker.state === 'live' && ticker.points.at(-1).price >= {price}"));
+        assert!(shown.elapsed() < Duration::from_secs(2), "{:?}", shown.elapsed());
+        browser.eval("void fetch('price').then((answer) => window.priceStatus = answer.status)");
+        browser.until("window.priceStatus === 200");
+        browser.assert_no_complaints();
+    }
+    // The tab that was shown last has a live title in the background too, and the others say that theirs is
+    // not. When it is closed, another one takes over.
+    browser.show(&browser.new_tab());
+    let live = || {
+        let titles = browser.titles(&server.url("/"));
+        let paused = titles.iter().filter(|(_, title)| title.ends_with(" BTC/USD (paused)"));
+        let mut live = titles.iter().filter(|(_, title)| title.ends_with(" BTC/USD"));
+        (live.next().cloned(), paused.count())
+    };
+    let streams_alone = |count| {
+        eventually("one tab has a live title", || live().0.is_some() && live().1 == count);
+        let (tab, title) = live().0.unwrap();
+        eventually("its title changes", || live().0.is_some_and(|(_, now)| now != title));
+        eventually("it alone streams", || server.metric("btc_ticker_clients") == 1.0);
+        tab
+    };
+    let last = streams_alone(11);
+    browser.devtools("Target.closeTarget", json!({"targetId": last}));
+    streams_alone(10);
+}
+
+#[test]
+fn a_backlog_on_a_slow_line_is_not_taken_for_the_present() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    source.say(Say::Body(r#"{"price":97123.45}"#.into()));
+    let server = Server::start(&source, &["--interval", "60s"]);
+    eventually("there is a price", || server.get("/price").status == 200);
+    let newest = server.get("/price").json()["timestamp"].as_u64().unwrap();
+    let gate = Gate::before(&server, Way::Scripted);
+    browser.open(&gate.url());
+    let stream = gate.stream();
+    let updates: Vec<(u64, f64)> =
+        (0..60).map(|i| (newest - 7_000 - (60 - i) * 60_000, 500.0)).collect();
+    stream.open();
+    stream.status(Some(newest), newest + 7_000);
+    stream.updates(&updates[..30]);
+    browser.until("ticker.points.length === 30");
+    browser.until_says("#state-word", "Loading");
+    // The price is that of now, while the chart is not.
+    browser.until_says("#price-shown", "$97,123.45");
+    browser.screenshot("catching-up");
+    browser.until("/^Price of .*; what came after it is loading$/.test(document.querySelector('#updated').textContent)");
+    assert_eq!(browser.eval("document.querySelector('#holes').hidden"), true);
+    stream.updates(&updates[30..]);
+    browser.until("ticker.points.length === 60");
+    assert_eq!(browser.eval("ticker.state"), "catching-up");
+    stream.updates(&[(newest, 97123.45)]);
+    browser.until("ticker.state === 'live'");
+    // As old as the server says, and a few seconds more.
+    browser.until("/, (7|8|9|1\\d) s ago$/.test(document.querySelector('#updated').textContent)");
+    browser.assert_no_complaints();
+}
+
+#[test]
+fn the_clock_of_the_device_changes_nothing() {
+    const HOUR: i64 = 3_600_000;
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let server = Server::start(&source, &["--interval", "60s"]);
+    let gate = Gate::before(&server, Way::Scripted);
+    let updates = minutes(60);
+    for wrong in [HOUR, -HOUR] {
+        browser.open("about:blank");
+        let script = browser.devtools(
+            "Page.addScriptToEvaluateOnNewDocument",
+            json!({"source": set_clock(wrong)}),
+        );
+        browser.open(&gate.url());
+        let stream = gate.stream();
+        stream.live(&updates);
+        browser.until("ticker.state === 'live' && ticker.points.length === 61");
+        browser.until("/, \\d s ago$/.test(document.querySelector('#updated').textContent)");
+        browser.until("document.querySelector('#announcement').textContent.startsWith('Live, ')");
+        assert_eq!(browser.eval("document.querySelector('#holes').hidden"), true);
+        // It is set while the page is open: the page asks for a new stream, in case the device slept, and
+        // says nothing.
+        browser.eval("void (window.said = [], new MutationObserver(() => {
+            said.push(document.querySelector('#state').textContent, document.querySelector('#announcement').textContent);
+        }).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true }))");
+        browser.eval(&format!("void {}", set_clock(-wrong)));
+        let stream = gate.stream();
+        assert_eq!(stream.since(), updates[60].0.to_string());
+        stream.open();
+        stream.status(Some(updates[60].0), updates[60].0 + 20_000);
+        browser.until("/, 2\\d s ago$/.test(document.querySelector('#updated').textContent)");
+        assert_eq!(browser.eval("[...new Set(said)].length"), 2, "{}", browser.eval("said"));
+        assert_eq!(browser.points().len(), 61);
+        browser.devtools("Page.removeScriptToEvaluateOnNewDocument", script);
+    }
+    browser.assert_no_complaints();
+}
+
+/// A script after which the clock of the page is wrong by so many milliseconds.
+fn set_clock(wrong: i64) -> String {
+    format!(
+        "(globalThis.RealDate ??= Date, globalThis.Date = class extends RealDate {{
+            constructor(...parts) {{ super(...(parts.length ? parts : [RealDate.now() + {wrong}])); }}
+            static now() {{ return RealDate.now() + {wrong}; }}
+        }})"
+    )
+}
+
+#[test]
+fn a_stream_that_a_proxy_holds_back_is_replaced_by_the_price() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    source.say(Say::Body(r#"{"price":97123.45}"#.into()));
+    let server = Server::start(&source, &[]);
+    let gate = Gate::before(&server, Way::Scripted);
+    browser.open(&gate.url());
+    // The first attempt has no answer at all, the second one only a head.
+    let _silent = gate.stream();
+    let headed = gate.stream();
+    headed.open();
+    browser.until("ticker.state === 'held-back'");
+    browser.until_says("#price-shown", "$97,123.45");
+    browser.until("document.title === '$97,123.45 BTC/USD (not live)'");
+    browser.until("/^Blocked by a proxy or virus scanner\\? Price of \\d.*M$/.test(document.querySelector('#updated').textContent)");
+    source.say(Say::Body(r#"{"price":98000}"#.into()));
+    browser.until_says("#price-shown", "$98,000.00");
+    for (screen, width, height, density) in [("phone", 320, 568, 2), ("landscape", 740, 375, 2)] {
+        browser.resize(width, height, density);
+        // All of the sentence is to be seen.
+        let cut = browser.eval("(({ scrollHeight, clientHeight }) => scrollHeight - clientHeight)(document.querySelector('#updated'))");
+        assert_eq!(cut, 0, "{screen}");
+        browser.screenshot(&format!("held-back-{screen}"));
+    }
+    // Without an answer to that either, it is not the proxy.
+    gate.turn(Way::Shut);
+    browser.until("ticker.state === 'reconnecting'");
+    gate.turn(Way::Open);
+    browser.until("ticker.state === 'live'");
+    browser.until_says("#price-shown", "$98,000.00");
+}
+
+#[test]
+fn a_server_with_another_history_starts_the_page_over() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let server = Server::start(&source, &["--interval", "60s"]);
+    let gate = Gate::before(&server, Way::Scripted);
+    browser.open(&gate.url());
+    browser.eval("window.sameDocument = true");
+    let held = minutes(10);
+    let newest = held[10].0;
+    let ago = |minutes: u64| newest - minutes * 60_000;
+    let expect = |updates: &[(u64, f64)]| {
+        let expected: Vec<u64> = updates.iter().map(|update| update.0).collect();
+        browser.until(&format!("ticker.state === 'live' && ticker.points.length === {}", expected.len()));
+        assert_eq!(timestamps(&browser), expected);
+    };
+    let stream = gate.stream();
+    stream.live(&held);
+    expect(&held);
+
+    // The clock of the server was two minutes ahead. It was corrected, and the server has restarted.
+    drop(stream);
+    let stream = gate.stream();
+    assert!(stream.head.contains(&format!("Last-Event-ID: {newest}")), "{}", stream.head);
+    stream.open();
+    stream.status(None, ago(2));
+    stream.gap(newest, None);
+    browser.until("ticker.state === 'waiting'");
+    let after = [(ago(2) + 30_000, 600.0), (ago(1) + 30_000, 601.0)];
+    stream.updates(&after[..1]);
+    let stream = gate.stream();
+    assert_eq!(stream.since(), "0");
+    stream.live(&after);
+    expect(&after);
+    browser.until_says("#price-shown", "$601.00");
+
+    // It was days ahead: the status alone shows that.
+    drop(stream);
+    let stream = gate.stream();
+    stream.open();
+    let after = [(ago(5000), 700.0), (ago(4999), 701.0)];
+    stream.status(Some(after[1].0), after[1].0);
+    let stream = gate.stream();
+    assert_eq!(stream.since(), "0");
+    stream.live(&after);
+    expect(&after);
+
+    // A gap before what is newer is a break and nothing else.
+    drop(stream);
+    let stream = gate.stream();
+    let more = (ago(4998), 702.0);
+    stream.open();
+    stream.status(Some(more.0), more.0);
+    stream.gap(after[1].0, Some(more.0));
+    stream.updates(&[more]);
+    expect(&[after[0], after[1], more]);
+    assert!(browser.points()[2].broken);
+    // What the page holds already changes nothing.
+    stream.updates(&[after[1], more, (ago(4997), 703.0)]);
+    browser.until("ticker.points.length === 4");
+    assert_eq!(browser.eval("window.sameDocument"), true);
+    browser.assert_no_complaints();
+}
+
+#[test]
+fn arabic_times_and_numbers_do_not_reorder_the_words() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let server = Server::start(&source, &["--interval", "60s"]);
+    let gate = Gate::before(&server, Way::Scripted);
+    browser.speak("ar-EG");
+    browser.open(&gate.url());
+    let stream = gate.stream();
+    stream.live(&minutes(20));
+    browser.until("ticker.state === 'live'");
+    browser.until("document.querySelector('#change-since').textContent.includes('ص') || document.querySelector('#change-since').textContent.includes('م')");
+    // Each part begins where the one before it ends.
+    for line in ["#change-amount", "#change-since", "#updated"] {
+        let lefts = browser.eval(&format!(
+            "[...document.querySelector('{line}').childNodes].filter((node) => node.textContent).map((node) => {{
+                const range = new Range();
+                range.selectNodeContents(node);
+                return range.getBoundingClientRect().left;
+            }})"
+        ));
+        let lefts: Vec<f64> = serde_json::from_value(lefts).unwrap();
+        assert!(lefts.len() > 1 && lefts.is_sorted(), "{line}: {lefts:?}");
+    }
+    for (screen, width, height, density) in [("desktop", 1280, 800, 1), ("phone", 375, 667, 2)] {
+        browser.resize(width, height, density);
+        assert_axis_is_clear(&browser);
+        browser.screenshot(&format!("arabic-{screen}"));
+    }
+    browser.assert_no_complaints();
+}
+
+#[test]
+fn the_chart_is_printed_for_the_paper() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let server = Server::start(&source, &["--interval", "60s"]);
+    let gate = Gate::before(&server, Way::Scripted);
+    browser.resize(1280, 800, 1);
+    browser.dress("dark", false);
+    browser.open(&gate.url());
+    let stream = gate.stream();
+    stream.live(&minutes(20));
+    browser.until("ticker.state === 'live'");
+    browser.eval("void addEventListener('beforeprint', () => {
+        const canvas = document.querySelector('canvas');
+        const { width, height } = canvas.getBoundingClientRect();
+        window.printed = {
+            stretched: canvas.width / canvas.height / (width / height),
+            paper: getComputedStyle(canvas).getPropertyValue('--paper'),
+            line: getComputedStyle(canvas).getPropertyValue('--line'),
+        };
+    })");
+    let pdf = browser.post("/print", json!({}));
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page.pdf");
+    std::fs::write(path, from_base64(pdf.as_str().unwrap())).unwrap();
+    let stretched = browser.eval("printed.stretched").as_f64().unwrap();
+    assert!((stretched - 1.0).abs() < 0.01, "{stretched}");
+    assert_eq!(browser.eval("printed.paper"), "#ffffff");
+    assert_eq!(browser.eval("printed.line"), "#a8500a");
+    // And then the screen is as it was.
+    browser.until("document.querySelector('canvas').width === document.querySelector('#chart').clientWidth");
+    assert_eq!(browser.eval("getComputedStyle(document.body).getPropertyValue('--paper')"), "#151412");
+    browser.assert_no_complaints();
+}
+
+#[test]
+fn a_screen_reader_reads_the_price_in_one_piece() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    source.say(Say::Body(r#"{"price":97077.68}"#.into()));
+    let server = Server::start(&source, &[]);
+    browser.open(&server.url("/"));
+    browser.until_says("#price-shown", "$97,077.68");
+    let section = browser.devtools(
+        "Runtime.evaluate",
+        json!({"expression": "document.querySelector('#price')"}),
+    );
+    let nodes = browser.devtools(
+        "Accessibility.queryAXTree",
+        json!({"objectId": section["result"]["objectId"], "role": "StaticText"}),
+    );
+    let texts: Vec<&str> = nodes["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|node| node["ignored"] == false)
+        .map(|node| node["name"]["value"].as_str().unwrap())
+        .collect();
+    assert_eq!(texts, ["$97,077.68"]);
+}
+
+#[test]
+fn without_javascript_the_page_says_so_and_nothing_else() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    browser.devtools("Emulation.setScriptExecutionDisabled", json!({"value": true}));
+    browser.open(&server.url("/"));
+    browser.screenshot("no-script");
+    let value = |expression: &str| {
+        let result = browser.devtools("Runtime.evaluate", json!({"expression": expression, "returnByValue": true}));
+        result["result"]["value"].clone()
+    };
+    assert_eq!(value("document.querySelector('noscript p').checkVisibility()"), true);
+    let seen = value("document.body.innerText");
+    let seen = seen.as_str().unwrap();
+    assert!(seen.starts_with("This page needs JavaScript."), "{seen}");
+    for word in ["Connecting", "price yet", "chart begins"] {
+        assert!(!seen.contains(word), "{seen}");
+    }
+}
+
+#[test]
 fn keys_walk_through_the_chart() {
     const TAB: &str = "\u{e004}";
     const ENTER: &str = "\u{e007}";
@@ -943,7 +1341,8 @@ fn the_readme_has_a_picture_of_the_page() {
         let gate = Gate::before(&server, Way::Scripted);
         browser.resize(960, 600, 1);
         browser.open(&gate.url());
-        let stream = Stream { simulated: true, ..gate.stream() };
+        let mut stream = gate.stream();
+        stream.simulated = true;
         stream.live(&updates);
         browser.until("ticker.state === 'live'");
         browser.until("document.querySelector('canvas').width === document.querySelector('#chart').clientWidth");
