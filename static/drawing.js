@@ -89,7 +89,7 @@ function drawChart(view) {
   drawHoles();
   drawLine();
   pen.restore();
-  drawLatest(latest);
+  if (state.hasAll()) drawLatest(latest);
   drawCursor();
 }
 

@@ -94,7 +94,8 @@ function sentence(current) {
   }
   if (current === "waiting") return ["Waiting for the first price"];
   if (current === "catching-up") {
-    return newest ? ["Price of ", newest, "; what came after it is loading"] : ["Loading prices"];
+    const rest = state.newest() === state.last() ? "newer ones are loading" : "the chart is loading";
+    return newest ? ["Price of ", newest, `; ${rest}`] : ["Loading prices"];
   }
   if (current === "held-back") {
     return ["Blocked by a proxy or virus scanner? Price of ", newest];

@@ -1,10 +1,10 @@
-//! The page in a real Chromium, driven over WebDriver, which is plain JSON over HTTP.
-//! Where there is no Chromium these tests say so and pass, except in CI, where they must run.
-//! The driver comes first, then the tests.
+//! The page in a real Chromium, driven over WebDriver, which is plain JSON over HTTP, and in Firefox.
+//! If a browser is not installed its tests say so and pass, except in CI, where they must run.
+//! The drivers come first, then the tests.
 
 mod common;
 
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use btc_ticker::system::unix_millis;
-use common::{PATIENCE, Say, Server, Source, eventually};
+use common::{PATIENCE, Say, Server, Source, eventually, folder};
 
 /// One browser at a time: they are heavy, and a starved one tells nothing about the page.
 static TURN: Mutex<()> = Mutex::new(());
@@ -269,6 +269,85 @@ fn announced_port(output: &mut impl BufRead) -> Option<u16> {
     let mut lines = output.lines().map(Result::unwrap);
     let line = lines.find(|line| line.contains("started successfully on port"))?;
     line.trim_end_matches('.').rsplit(' ').next()?.parse().ok()
+}
+
+/// A Firefox without a window, driven over Marionette, which its WebDriver is made of: JSON messages over
+/// TCP, each after its length.
+struct Firefox {
+    process: Child,
+    connection: BufReader<TcpStream>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Firefox {
+    /// `None` if there is no Firefox and none is demanded.
+    fn start() -> Option<Firefox> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let profile = folder("firefox");
+        std::fs::write(profile.join("user.js"), "user_pref('marionette.port', 0);").unwrap();
+        let mut command = Command::new("firefox");
+        command.args(["--marionette", "--headless", "--no-remote", "--profile"]).arg(&profile);
+        command.env("HOME", &profile).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                common::skipped("Firefox was not tested: apt-get install firefox-esr");
+                return None;
+            }
+            process => process.unwrap(),
+        };
+        let mut port = None;
+        eventually("Firefox listens", || {
+            let text = std::fs::read_to_string(profile.join("MarionetteActivePort"));
+            port = text.ok().and_then(|text| text.trim().parse().ok());
+            port.is_some()
+        });
+        let connection = TcpStream::connect(("127.0.0.1", port.unwrap())).unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut firefox = Firefox { process, connection: BufReader::new(connection), _turn: turn };
+        firefox.receive();
+        firefox.command("NewSession", json!({}));
+        Some(firefox)
+    }
+
+    fn command(&mut self, name: &str, parameters: Value) -> Value {
+        let message = json!([0, 1, format!("WebDriver:{name}"), parameters]).to_string();
+        write!(self.connection.get_mut(), "{}:{message}", message.len()).unwrap();
+        let mut answer = self.receive();
+        assert_eq!(answer[2], Value::Null, "{name}");
+        answer[3].take()
+    }
+
+    fn receive(&mut self) -> Value {
+        let mut length = Vec::new();
+        self.connection.read_until(b':', &mut length).unwrap();
+        let length = String::from_utf8(length).unwrap();
+        let mut message = vec![0; length.trim_end_matches(':').parse().unwrap()];
+        self.connection.read_exact(&mut message).unwrap();
+        serde_json::from_slice(&message).unwrap()
+    }
+
+    fn new_tab(&mut self) -> String {
+        let tab = self.command("NewWindow", json!({"type": "tab"}));
+        tab["handle"].as_str().unwrap().to_owned()
+    }
+
+    /// Sends commands to a tab from now on, and shows it if that is wished.
+    fn switch_to(&mut self, tab: &str, show: bool) {
+        self.command("SwitchToWindow", json!({"handle": tab, "focus": show}));
+    }
+
+    /// Waits until a JavaScript expression holds.
+    fn until(&mut self, condition: &str) {
+        let script = json!({"script": format!("return {condition}"), "args": []});
+        eventually(condition, || self.command("ExecuteScript", script.clone())["value"] == true);
+    }
+}
+
+impl Drop for Firefox {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 fn from_base64(text: &str) -> Vec<u8> {
@@ -867,6 +946,36 @@ fn twelve_tabs_share_the_connections_of_a_browser() {
 }
 
 #[test]
+fn firefox_shows_the_price_in_any_number_of_tabs() {
+    let Some(mut firefox) = Firefox::start() else {
+        return;
+    };
+    let source = Source::start();
+    let server = Server::start(&source, &["--interval", "500ms"]);
+    let tabs: Vec<String> = (0..8)
+        .map(|_| {
+            let tab = firefox.new_tab();
+            firefox.switch_to(&tab, true);
+            firefox.command("Navigate", json!({"url": server.url("/")}));
+            firefox.until("ticker.state === 'live'");
+            tab
+        })
+        .collect();
+    for tab in &tabs[..7] {
+        firefox.switch_to(tab, false);
+        firefox.until("document.hidden && document.title.endsWith('BTC/USD (paused)')");
+    }
+    for tab in &tabs {
+        firefox.switch_to(tab, true);
+        let price = source.last_price();
+        firefox.until(&format!("ticker.state === 'live' && ticker.points.at(-1).price >= {price}"));
+    }
+    firefox
+        .until("/^Live, [$]\\d+[.]00$/.test(document.querySelector('#announcement').textContent)");
+    firefox.until("document.documentElement.scrollHeight <= innerHeight");
+}
+
+#[test]
 fn a_backlog_on_a_slow_line_is_not_taken_for_the_present() {
     let Some(browser) = Browser::start() else {
         return;
@@ -886,10 +995,11 @@ fn a_backlog_on_a_slow_line_is_not_taken_for_the_present() {
     stream.updates(&updates[..30]);
     browser.until("ticker.points.length === 30");
     browser.until_says("#state-word", "Loading");
+    browser.until("/^Price of .*; newer ones are loading$/.test(document.querySelector('#updated').textContent)");
     // The price is that of now, while the chart is not.
     browser.until_says("#price-shown", "$97,123.45");
     browser.screenshot("catching-up");
-    browser.until("/^Price of .*; what came after it is loading$/.test(document.querySelector('#updated').textContent)");
+    browser.until("/^Price of .*; the chart is loading$/.test(document.querySelector('#updated').textContent)");
     assert_eq!(browser.eval("document.querySelector('#holes').hidden"), true);
     stream.updates(&updates[30..]);
     browser.until("ticker.points.length === 60");
@@ -914,10 +1024,8 @@ fn the_clock_of_the_device_changes_nothing() {
     let updates = minutes(60);
     for wrong in [HOUR, -HOUR] {
         browser.open("about:blank");
-        let script = browser.devtools(
-            "Page.addScriptToEvaluateOnNewDocument",
-            json!({"source": set_clock(wrong)}),
-        );
+        let script = browser
+            .devtools("Page.addScriptToEvaluateOnNewDocument", json!({"source": set_clock(wrong)}));
         browser.open(&gate.url());
         let stream = gate.stream();
         stream.live(&updates);
@@ -1004,7 +1112,10 @@ fn a_server_with_another_history_starts_the_page_over() {
     let ago = |minutes: u64| newest - minutes * 60_000;
     let expect = |updates: &[(u64, f64)]| {
         let expected: Vec<u64> = updates.iter().map(|update| update.0).collect();
-        browser.until(&format!("ticker.state === 'live' && ticker.points.length === {}", expected.len()));
+        browser.until(&format!(
+            "ticker.state === 'live' && ticker.points.length === {}",
+            expected.len()
+        ));
         assert_eq!(timestamps(&browser), expected);
     };
     let stream = gate.stream();
@@ -1105,7 +1216,8 @@ fn the_chart_is_printed_for_the_paper() {
     let stream = gate.stream();
     stream.live(&minutes(20));
     browser.until("ticker.state === 'live'");
-    browser.eval("void addEventListener('beforeprint', () => {
+    browser.eval(
+        "void addEventListener('beforeprint', () => {
         const canvas = document.querySelector('canvas');
         const { width, height } = canvas.getBoundingClientRect();
         window.printed = {
@@ -1113,7 +1225,8 @@ fn the_chart_is_printed_for_the_paper() {
             paper: getComputedStyle(canvas).getPropertyValue('--paper'),
             line: getComputedStyle(canvas).getPropertyValue('--line'),
         };
-    })");
+    })",
+    );
     let pdf = browser.post("/print", json!({}));
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page.pdf");
     std::fs::write(path, from_base64(pdf.as_str().unwrap())).unwrap();
@@ -1122,8 +1235,13 @@ fn the_chart_is_printed_for_the_paper() {
     assert_eq!(browser.eval("printed.paper"), "#ffffff");
     assert_eq!(browser.eval("printed.line"), "#a8500a");
     // And then the screen is as it was.
-    browser.until("document.querySelector('canvas').width === document.querySelector('#chart').clientWidth");
-    assert_eq!(browser.eval("getComputedStyle(document.body).getPropertyValue('--paper')"), "#151412");
+    browser.until(
+        "document.querySelector('canvas').width === document.querySelector('#chart').clientWidth",
+    );
+    assert_eq!(
+        browser.eval("getComputedStyle(document.body).getPropertyValue('--paper')"),
+        "#151412"
+    );
     browser.assert_no_complaints();
 }
 
@@ -1137,10 +1255,8 @@ fn a_screen_reader_reads_the_price_in_one_piece() {
     let server = Server::start(&source, &[]);
     browser.open(&server.url("/"));
     browser.until_says("#price-shown", "$97,077.68");
-    let section = browser.devtools(
-        "Runtime.evaluate",
-        json!({"expression": "document.querySelector('#price')"}),
-    );
+    let section = browser
+        .devtools("Runtime.evaluate", json!({"expression": "document.querySelector('#price')"}));
     let nodes = browser.devtools(
         "Accessibility.queryAXTree",
         json!({"objectId": section["result"]["objectId"], "role": "StaticText"}),
@@ -1166,7 +1282,8 @@ fn without_javascript_the_page_says_so_and_nothing_else() {
     browser.open(&server.url("/"));
     browser.screenshot("no-script");
     let value = |expression: &str| {
-        let result = browser.devtools("Runtime.evaluate", json!({"expression": expression, "returnByValue": true}));
+        let result = browser
+            .devtools("Runtime.evaluate", json!({"expression": expression, "returnByValue": true}));
         result["result"]["value"].clone()
     };
     assert_eq!(value("document.querySelector('noscript p').checkVisibility()"), true);
