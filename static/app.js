@@ -10,8 +10,11 @@ import * as words from "./words.js";
 let isScheduled = false;
 
 function schedule() {
-  // A hidden tab gets no frames, but its title is still read.
-  if (document.hidden) return words.renderState();
+  if (document.hidden) {
+    // A hidden tab gets no frames, but its title is still read. A backlog changes it too often.
+    if (state.state() !== "catching-up") words.renderState();
+    return;
+  }
   if (!isScheduled) requestAnimationFrame(render);
   isScheduled = true;
 }

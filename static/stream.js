@@ -107,14 +107,10 @@ async function readPage() {
 // comments. So a stream that is silent for longer than an update or a status takes is opened anew.
 function check() {
   if (!stream || stream.readyState === EventSource.CLOSED) return;
-  const silence = performance.now() - heard;
-  if (silence > patience()) {
-    if (isSilent) silentAttempts++;
-    if (state.phase === "open") state.setPhase("reconnecting");
-    connect();
-  } else if (hasSlept()) {
-    connect();
-  }
+  const isTooLong = performance.now() - heard > patience();
+  if (isTooLong && isSilent) silentAttempts++;
+  if (isTooLong && state.phase === "open") state.setPhase("reconnecting");
+  if (hasSlept() || isTooLong) connect();
   if (state.hasAll() && state.phase === "open") caughtUp = performance.now();
   const isSlow = state.phase === "open" && performance.now() - caughtUp > 1000;
   if (isSlow || silentAttempts >= HELD_BACK_AFTER) quote();

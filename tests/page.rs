@@ -468,6 +468,15 @@ impl Gate {
     }
 }
 
+/// A page that expects an update a minute, which the test has to send.
+fn scripted() -> (Server, Gate) {
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let server = Server::start(&source, &["--interval", "60s"]);
+    let gate = Gate::before(&server, Way::Scripted);
+    (server, gate)
+}
+
 /// Passes one request on, and its answer back.
 fn pass(mut client: TcpStream, state: &Mutex<GateState>, streams: &Sender<Stream>) {
     let mut head = String::new();
@@ -1017,10 +1026,7 @@ fn the_clock_of_the_device_changes_nothing() {
     let Some(browser) = Browser::start() else {
         return;
     };
-    let source = Source::start();
-    source.say(Say::Nothing);
-    let server = Server::start(&source, &["--interval", "60s"]);
-    let gate = Gate::before(&server, Way::Scripted);
+    let (_server, gate) = scripted();
     let updates = minutes(60);
     for wrong in [HOUR, -HOUR] {
         browser.open("about:blank");
@@ -1101,10 +1107,7 @@ fn a_server_with_another_history_starts_the_page_over() {
     let Some(browser) = Browser::start() else {
         return;
     };
-    let source = Source::start();
-    source.say(Say::Nothing);
-    let server = Server::start(&source, &["--interval", "60s"]);
-    let gate = Gate::before(&server, Way::Scripted);
+    let (_server, gate) = scripted();
     browser.open(&gate.url());
     browser.eval("window.sameDocument = true");
     let held = minutes(10);
@@ -1171,10 +1174,7 @@ fn arabic_times_and_numbers_do_not_reorder_the_words() {
     let Some(browser) = Browser::start() else {
         return;
     };
-    let source = Source::start();
-    source.say(Say::Nothing);
-    let server = Server::start(&source, &["--interval", "60s"]);
-    let gate = Gate::before(&server, Way::Scripted);
+    let (_server, gate) = scripted();
     browser.speak("ar-EG");
     browser.open(&gate.url());
     let stream = gate.stream();
@@ -1206,10 +1206,7 @@ fn the_chart_is_printed_for_the_paper() {
     let Some(browser) = Browser::start() else {
         return;
     };
-    let source = Source::start();
-    source.say(Say::Nothing);
-    let server = Server::start(&source, &["--interval", "60s"]);
-    let gate = Gate::before(&server, Way::Scripted);
+    let (_server, gate) = scripted();
     browser.resize(1280, 800, 1);
     browser.dress("dark", false);
     browser.open(&gate.url());
@@ -1304,10 +1301,7 @@ fn keys_walk_through_the_chart() {
     let Some(browser) = Browser::start() else {
         return;
     };
-    let source = Source::start();
-    source.say(Say::Nothing);
-    let server = Server::start(&source, &["--interval", "60s"]);
-    let gate = Gate::before(&server, Way::Scripted);
+    let (_server, gate) = scripted();
     browser.open(&gate.url());
     let stream = gate.stream();
     stream.live(&minutes(20));
@@ -1384,10 +1378,7 @@ fn the_page_breaks_no_rule_of_accessibility() {
     let Some(browser) = Browser::start() else {
         return;
     };
-    let source = Source::start();
-    source.say(Say::Nothing);
-    let server = Server::start(&source, &["--interval", "60s"]);
-    let real = Gate::before(&server, Way::Scripted);
+    let (_server, real) = scripted();
     let mut command = Server::command();
     command.args(["--listen", "127.0.0.1:0", "--source", "demo", "--interval", "100ms"]);
     let demo = Server::run(&mut command);
