@@ -11,7 +11,7 @@ let isScheduled = false;
 
 function schedule() {
   if (document.hidden) {
-    // A hidden tab gets no frames, but its title is still read. A backlog changes it too often.
+    // A hidden tab has no frames, but its title is visible. A backlog would change it too often.
     if (state.state() !== "catching-up") words.renderState();
     return;
   }
@@ -26,7 +26,7 @@ function render() {
   drawing.draw(view);
 }
 
-// For a look from the console, and for tests. Copies: nobody changes the page through it.
+// For the console and for tests. Copies, so that it cannot change the page.
 window.ticker = Object.freeze({
   get points() { return structuredClone(state.points); },
   get state() { return state.state(); },

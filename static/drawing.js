@@ -9,13 +9,13 @@ const root = document.documentElement;
 const chart = find("chart");
 const canvas = chart.querySelector("canvas");
 const pen = canvas.getContext("2d");
-const TAG_FROM_LABEL = 1.4; // how far the latest price keeps from the labels beside it, in em
+const TAG_FROM_LABEL = 1.4; // distance between the tag of the latest price and a label, in em
 const zooms = [...document.querySelectorAll(".zoom button")]; // the last one shows all
 let scale = null; // of the last drawing; the pointer needs it too
 
 export function start() {
   chart.onpointermove = chart.onpointerdown = onPointer;
-  // A finger leaves with every tap, and what it tapped is still to be read; `blur` ends that.
+  // A finger leaves after every tap, but its reading stays until `blur`.
   chart.onpointerleave = (event) => event.pointerType === "mouse" && state.moveCursor(null);
   chart.onblur = () => state.moveCursor(null);
   chart.onfocus = () => state.points.length && speak(state.visible(), state.last());
@@ -35,13 +35,13 @@ export function draw(view) {
   else clear();
 }
 
-// Paper is white and has another width, and a canvas does not redraw itself for it.
+// Paper is white and has a width of its own, and a canvas is not redrawn for it automatically.
 function print(isPrinting) {
   root.classList.toggle("print", isPrinting);
   draw(state.points.length ? state.visible() : null);
 }
 
-// A choice that would show all there is, is not offered beside "All".
+// Hides a choice that would show the same as "All".
 function drawZooms() {
   const past = state.points.length ? state.now() - state.points[0].timestamp : 0;
   for (const button of zooms) {
@@ -93,19 +93,19 @@ function drawChart(view) {
   drawCursor();
 }
 
-// As many pixels as the screen or the printer has, measured in those of the page.
+// Gives the canvas the resolution of the screen or of paper. Returns its size in CSS pixels.
 function fitCanvas() {
   const size = canvas.getBoundingClientRect();
   const density = root.classList.contains("print") ? 3 : window.devicePixelRatio;
-  canvas.width = Math.round(size.width * density); // which clears it too
+  canvas.width = Math.round(size.width * density); // clears it, too
   canvas.height = Math.round(size.height * density);
   pen.scale(density, density);
   return size;
 }
 
-// The roundest prices of which there are three or more. `ems` is the height.
+// Returns the roundest prices of which three or more fit. `ems` is the height.
 function priceTicks(view, ems) {
-  // At least a little room: a change of some cents must not look like a crash.
+  // A minimum range: a change of some cents must not look like a crash.
   const room = Math.max((view.high - view.low) * 0.08, view.high * 0.0001);
   const [low, high] = [view.low - room, view.high + room];
   const power = 10 ** Math.floor(Math.log10(high - low));
@@ -116,7 +116,7 @@ function priceTicks(view, ems) {
     const apart = (step / (high - low)) * ems;
     return { low, high, values, digits, apart };
   };
-  // Between two labels there must be room for the latest price.
+  // The tag of the latest price must fit between two labels.
   const choices = [5, 2, 1, 0.5, 0.2, 0.1, 0.05].map((factor) => ticks(factor * power));
   const roomy = choices.filter(({ apart }) => apart > 2 * TAG_FROM_LABEL);
   return roomy.find(({ values }) => values.length >= 3) ?? roomy.at(-1) ?? choices[0];
@@ -140,7 +140,7 @@ function drawTimeAxis() {
   const { from, to, left, right, bottom, em, colour, perMs, x, axis } = scale;
   const local = new Date(to).getTimezoneOffset() * 60_000; // steps count from local midnight
   const clockFor = (step) => (step < 60 ? clock : shortClock);
-  // The widest hour, as some languages write it, and a gap.
+  // The width of 22:59:59, the longest label in most languages, and a margin.
   const width = (step) => pen.measureText(clockFor(step).format(local + 82_799_000)).width + em * 1.5;
   const seconds = TIME_STEPS.find((step) => step * 1000 * perMs > width(step)) ?? 86_400;
   const step = 1000 * seconds;
@@ -152,7 +152,7 @@ function drawTimeAxis() {
   for (let time = Math.ceil((from - local) / step) * step + local; time <= to; time += step) {
     const label = format(time);
     const half = pen.measureText(label).width / 2;
-    const middle = Math.max(x(time), half); // the first may stand aside, for it must not be cut off
+    const middle = Math.max(x(time), half); // the first one may move right, so that it is not cut off
     if (middle - x(time) > em) continue;
     pen.fillStyle = colour("edge");
     pen.fillRect(Math.round(x(time)), bottom, 1, em * 0.4);
@@ -163,7 +163,7 @@ function drawTimeAxis() {
   pen.textAlign = "left";
 }
 
-// Where updates are missing there is no line but a hatched strip.
+// A hatched strip replaces the line wherever updates are missing.
 function drawHoles() {
   const { first, to, em, x } = scale;
   const { points } = state;
@@ -175,7 +175,7 @@ function drawHoles() {
 
 function drawHole(start, end) {
   const { left, right, top, bottom, em, colour } = scale;
-  const widen = Math.max(0, em * 0.5 - (end - start)) / 2; // however short, it is to be seen
+  const widen = Math.max(0, em * 0.5 - (end - start)) / 2; // visible however short it is
   const [a, b] = [Math.max(start - widen, left - em), Math.min(end + widen, right + em)];
   const height = bottom - top;
   pen.save();
@@ -202,12 +202,12 @@ function drawLine() {
   pen.lineWidth = 2;
   pen.lineJoin = "round";
   pen.strokeStyle = colour("line");
-  let start = Math.max(0, first - 1); // one more, for the line to enter from the edge
+  let start = Math.max(0, first - 1); // one more: the line enters from the edge
   for (let end = start + 1; end <= points.length; end++) {
     if (end < points.length && !points[end].broken) continue;
     const run = thin(points.slice(start, end), x);
     start = end;
-    if (run.length === 1) drawDot(run[0], 2); // between two holes there is no line to see
+    if (run.length === 1) drawDot(run[0], 2); // alone between two holes
     const line = new Path2D();
     for (const point of run) line.lineTo(x(point.timestamp), y(point.price));
     const area = new Path2D(line);
@@ -219,8 +219,8 @@ function drawLine() {
   }
 }
 
-// Of the updates that share a column of pixels, the first, the lowest, the highest and the
-// last draw the same picture as all of them.
+// Keeps the first, lowest, highest and last update of each column of pixels: they draw the same
+// picture as all of them.
 function thin(run, x) {
   const kept = [];
   for (let start = 0, end = 0; start < run.length; start = end) {
@@ -244,7 +244,7 @@ function drawDot(point, radius) {
   pen.fill();
 }
 
-// The nearest place to the level of the latest price where its tag hides no label.
+// Returns the place nearest to the level of the latest price at which its tag hides no label.
 function placeTag(level) {
   const { top, bottom, em, axis } = scale;
   const apart = em * TAG_FROM_LABEL;
@@ -265,7 +265,7 @@ function drawLatest(label) {
   pen.fillStyle = colour("line");
   pen.beginPath();
   pen.roundRect(edge, at - em * 0.75, pen.measureText(label).width + em * 0.8, em * 1.5, em * 0.3);
-  // It state.points at its level, from wherever it is.
+  // A wedge points from the tag to the level of the price.
   pen.moveTo(right, level);
   pen.lineTo(edge + em * 0.1, at - em * 0.4);
   pen.lineTo(edge + em * 0.1, at + em * 0.4);
@@ -292,7 +292,7 @@ function drawCursor() {
   setParts("reading-time", readingTime(point));
   const { offsetWidth: width, offsetHeight: height } = reading;
   const across = Math.max(left, Math.min(at - width / 2, right + em - width));
-  // At the top, unless it would cover what it reads.
+  // At the top, unless it would cover the point that it describes.
   const down = y(point.price) > top + height + em ? top : bottom - height - em * 0.5;
   reading.style.transform = `translate(${Math.round(across)}px, ${Math.round(down)}px)`;
 }
@@ -325,7 +325,7 @@ function onKey({ key, altKey, ctrlKey, metaKey }) {
   return false;
 }
 
-// Only when the reader moves: a slider that changes by itself would talk without end.
+// Called only when the reader moves the cursor: a slider that changes on its own is announced each time.
 function speak({ from, to }, point) {
   const position = ((point.timestamp - from) / (to - from)) * 100;
   chart.setAttribute("aria-valuenow", Math.round(Math.min(100, Math.max(0, position))));

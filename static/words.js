@@ -47,7 +47,7 @@ export function timeOf(timestamp) {
   if (!timestamp) return "";
   const date = day.format(timestamp);
   const time = (date === day.format(state.now()) ? "" : `${date}, `) + clock.format(timestamp);
-  return time.replaceAll(" ", "\u00a0"); // in one piece
+  return time.replaceAll(" ", "\u00a0"); // never wraps
 }
 
 function duration(ms) {
@@ -82,7 +82,7 @@ const minus = (text) => text.replace("-", "−"); // as wide as a plus
 
 // ---- The state
 
-// What the state means for the price that is shown. Every second part is a value.
+// Says what the state means for the price that is shown. Every second part is a value.
 function sentence(current) {
   const newest = timeOf(state.newest()?.timestamp);
   if (current === "live") {
@@ -147,7 +147,7 @@ function renderPrice() {
 
 function renderChange(oldest) {
   const exact = oldest ? state.newest().price - oldest.price : 0;
-  const change = Math.round(exact * 100) / 100; // what rounds to nothing is neither up nor down
+  const change = Math.round(exact * 100) / 100; // a change that rounds to 0 is neither up nor down
   const direction = change > 0 ? "up" : change < 0 ? "down" : "none";
   const arrow = { up: "▲ ", down: "▼ ", none: "" }[direction];
   const difference = change === 0 ? `±${amount(0)}` : minus(signed.format(change));

@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 use btc_ticker::system::unix_millis;
 use common::{PATIENCE, Say, Server, Source, eventually, folder};
 
-/// One browser at a time: they are heavy, and a starved one tells nothing about the page.
+/// One browser at a time: browsers are heavy, and a starved one says nothing about the page.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A Chromium without a window, and the chromedriver that it hangs on.
+/// A headless Chromium and its chromedriver.
 struct Browser {
     driver: Child,
     session: String,
@@ -33,7 +33,7 @@ struct Browser {
 }
 
 impl Browser {
-    /// `None` where there is no Chromium and none is demanded.
+    /// Returns `None` if Chromium is not installed and `CI` is not set.
     fn start() -> Option<Browser> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let (driver, output, port) = match start_driver() {
@@ -71,7 +71,7 @@ impl Browser {
             Ok(session) => {
                 let id = session["sessionId"].as_str().expect("a session has an id");
                 browser.session = format!("{}/{id}", browser.session);
-                // Whatever the machine speaks.
+                // Not the language of the machine.
                 browser.speak("en-US");
                 Some(browser)
             }
@@ -104,7 +104,7 @@ impl Browser {
         self.post("/url", json!({"url": url}));
     }
 
-    /// The value of a JavaScript expression.
+    /// Returns the value of a JavaScript expression.
     fn eval(&self, expression: &str) -> Value {
         self.post("/execute/sync", json!({"script": format!("return {expression}"), "args": []}))
     }
@@ -117,7 +117,7 @@ impl Browser {
         self.post("/execute/async", json!({"script": script, "args": []}));
     }
 
-    /// Presses keys, one after the other, wherever the focus is.
+    /// Presses keys one after the other, in the element that has the focus.
     fn press(&self, keys: &[&str]) {
         let actions: Vec<_> = keys
             .iter()
@@ -142,7 +142,7 @@ impl Browser {
         answer["value"].clone()
     }
 
-    /// The tab that commands go to.
+    /// Returns the tab that receives the commands.
     fn tab(&self) -> String {
         self.get("/window").as_str().unwrap().to_owned()
     }
@@ -161,7 +161,7 @@ impl Browser {
         self.until("!document.hidden");
     }
 
-    /// The ids and titles of the tabs with this address. (WebDriver would show a tab to look at it.)
+    /// Returns the ids and titles of the tabs with this address. (WebDriver shows a tab before it reads from it.)
     fn titles(&self, url: &str) -> Vec<(String, String)> {
         let tabs = self.devtools("Target.getTargets", json!({}));
         let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -169,19 +169,19 @@ impl Browser {
         tabs.map(|tab| (text(&tab["targetId"]), text(&tab["title"]))).collect()
     }
 
-    /// The language in which pages that are opened from now on write numbers and times.
+    /// Sets the language of numbers and times for pages that are opened from now on.
     fn speak(&self, locale: &str) {
         self.devtools("Emulation.setLocaleOverride", json!({"locale": locale}));
     }
 
-    /// A window of this size, and of a phone where it has twice the pixels.
+    /// Resizes the window. With two device pixels to a pixel it is a phone.
     fn resize(&self, width: u32, height: u32, density: u32) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": density, "mobile": density > 1});
         self.devtools("Emulation.setDeviceMetricsOverride", size);
         self.until(&format!("innerWidth === {width} && innerHeight === {height}"));
     }
 
-    /// `light` or `dark`, and whether the reader has colours of their own.
+    /// Sets the colour scheme, `light` or `dark`, and forced colours.
     fn dress(&self, theme: &str, forced: bool) {
         let forced = if forced { "active" } else { "none" };
         let features = json!([
@@ -191,7 +191,7 @@ impl Browser {
         self.devtools("Emulation.setEmulatedMedia", json!({"features": features}));
     }
 
-    /// Waits until an element says this.
+    /// Waits until an element has this text.
     fn until_says(&self, selector: &str, text: &str) {
         self.until(&format!("document.querySelector('{selector}').textContent === '{text}'"));
     }
@@ -206,7 +206,7 @@ impl Browser {
         std::fs::write(&path, from_base64(shot["data"].as_str().unwrap())).unwrap();
     }
 
-    /// Takes what the browser has complained of since the last call, policy violations included.
+    /// Returns the console messages since the last call, policy violations included.
     fn complaints(&self) -> Vec<String> {
         let log = self.post("/se/log", json!({"type": "browser"}));
         let entries = log.as_array().unwrap().iter();
@@ -217,7 +217,7 @@ impl Browser {
         assert_eq!(self.complaints(), Vec::<String>::new());
     }
 
-    /// For when the server was away: complaints about that are the browser's own and all right.
+    /// For tests in which the server is unreachable: the browser logs that, too.
     fn assert_only_network_complaints(&self) {
         let mut complaints = self.complaints();
         complaints.retain(|text| {
@@ -250,8 +250,8 @@ fn skip() -> Option<Browser> {
     None
 }
 
-/// Starts chromedriver, and returns the port on which it listens. The free port that it finds for one
-/// kind of addresses may be taken for the other; then it ends, and another one has more luck.
+/// Starts chromedriver and returns the port on which it listens. The port that it picks for IPv4 may be taken
+/// for IPv6: then it exits, and the next attempt picks another one.
 fn start_driver() -> io::Result<(Child, BufReader<ChildStdout>, u16)> {
     for _ in 0..10 {
         let mut command = Command::new("chromedriver");
@@ -271,8 +271,8 @@ fn announced_port(output: &mut impl BufRead) -> Option<u16> {
     line.trim_end_matches('.').rsplit(' ').next()?.parse().ok()
 }
 
-/// A Firefox without a window, driven over Marionette, which its WebDriver is made of: JSON messages over
-/// TCP, each after its length.
+/// A headless Firefox, driven over Marionette, the protocol beneath its WebDriver: JSON messages over TCP, each
+/// prefixed with its length.
 struct Firefox {
     process: Child,
     connection: BufReader<TcpStream>,
@@ -280,7 +280,7 @@ struct Firefox {
 }
 
 impl Firefox {
-    /// `None` if there is no Firefox and none is demanded.
+    /// Returns `None` if Firefox is not installed and `CI` is not set.
     fn start() -> Option<Firefox> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let profile = folder("firefox");
@@ -331,7 +331,7 @@ impl Firefox {
         tab["handle"].as_str().unwrap().to_owned()
     }
 
-    /// Sends commands to a tab from now on, and shows it if that is wished.
+    /// Sends commands to a tab from now on. Shows it first if `show` is set.
     fn switch_to(&mut self, tab: &str, show: bool) {
         self.command("SwitchToWindow", json!({"handle": tab, "focus": show}));
     }
@@ -381,8 +381,8 @@ impl Point {
     }
 }
 
-/// What a page should hold that was there all the time: every update of a server that has gone
-/// quiet, with a break where there was none for longer than `hole` milliseconds.
+/// Returns what a page should hold that was open all the time: every update of a server that publishes no
+/// more, with a break after more than `hole` milliseconds without one.
 fn history(server: &Server, hole: u64) -> Vec<Point> {
     let newest = server.get("/price").json();
     let mut stream = server.stream("/stream?since=0");
@@ -400,8 +400,8 @@ fn history(server: &Server, hole: u64) -> Vec<Point> {
     points
 }
 
-/// Stands between browser and server, as a proxy does. It can be shut, lead to another server, and leave
-/// the streams to the test.
+/// A proxy between browser and server. It can be shut, switch to another server, and leave the streams to the
+/// test.
 struct Gate {
     address: SocketAddr,
     state: Arc<Mutex<GateState>>,
@@ -440,7 +440,7 @@ impl Gate {
         Gate { address, state, streams }
     }
 
-    /// A browser gives up after the 503 that it receives from a gate that is shut.
+    /// A gate that is shut answers 503, after which a browser does not reconnect on its own.
     fn turn(&self, way: Way) {
         let mut state = self.state.lock().unwrap();
         state.way = way;
@@ -462,7 +462,7 @@ impl Gate {
         format!("http://{}/", self.address)
     }
 
-    /// The next stream that the page asks for.
+    /// Waits for the next stream that the page asks for.
     fn stream(&self) -> Stream {
         self.streams.recv_timeout(PATIENCE).expect("the page asks for a stream")
     }
@@ -512,10 +512,10 @@ fn pass(mut client: TcpStream, state: &Mutex<GateState>, streams: &Sender<Stream
 
 /// A stream that the test writes.
 struct Stream {
-    /// What the page has asked for.
+    /// The head of the request.
     head: String,
     socket: TcpStream,
-    /// Whether its prices are.
+    /// What its status says of its prices.
     simulated: bool,
 }
 
@@ -524,7 +524,7 @@ impl Stream {
         self.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nretry: 100\n");
     }
 
-    /// Fails silently if the page has closed it.
+    /// Ignores errors: the page may have closed the stream.
     fn send(&self, text: &str) {
         let _ = (&self.socket).write_all(text.as_bytes());
     }
@@ -547,7 +547,7 @@ impl Stream {
         self.send(&updates.iter().map(event).collect::<String>());
     }
 
-    /// A stream with this history, of which the last update has just come.
+    /// Sends a complete backlog, whose last update is new.
     fn live(&self, updates: &[(u64, f64)]) {
         let latest = updates.last().unwrap().0;
         self.open();
@@ -566,8 +566,8 @@ impl Drop for Stream {
     }
 }
 
-/// Updates up to now, a minute apart, for so many minutes. The first is at a full ten minutes, so half of
-/// its label would be beyond the edge of the chart.
+/// Returns an update a minute for so many minutes, up to the last full ten minutes. The label of the first one
+/// would extend beyond the edge of the chart.
 fn minutes(minutes: u64) -> Vec<(u64, f64)> {
     let from = (unix_millis() / 600_000) * 600_000 - minutes * 60_000;
     (0..=minutes).map(|i| (from + i * 60_000, 500.0 + i as f64)).collect()
@@ -584,7 +584,7 @@ fn price_and_chart_appear() {
     };
     let source = Source::start();
     source.say(Say::Nothing);
-    // Its patience is long enough for a browser that is slow.
+    // Not stale before a slow browser has started.
     let silent = Server::start(&source, &["--interval", "60s"]);
     browser.open(&silent.url("/"));
     browser.until("ticker.state === 'waiting'");
@@ -605,7 +605,7 @@ fn price_and_chart_appear() {
     browser.assert_no_complaints();
 }
 
-/// The zooms that a reader can choose.
+/// Returns the times that a reader can choose.
 fn offered(browser: &Browser) -> Vec<String> {
     let buttons = "[...document.querySelectorAll('.zoom button')]";
     let texts = browser.eval(&format!(
@@ -661,13 +661,13 @@ fn a_change_has_its_sign_its_digits_and_a_colour_only_if_there_is_one() {
         browser.eval(&format!("getComputedStyle(document.querySelector('{selector}')).color"))
     };
     assert_eq!(colour("#change"), colour("body"));
-    // The latest price is at a label, and yet hides none.
+    // The latest price is level with a label and does not hide it.
     browser.until("ticker.axis.prices.some(({ label }) => label === '97,000')");
     assert_axis_is_clear(&browser);
     browser.assert_no_complaints();
 }
 
-/// Looks at the axes for some frames: every price and time is there to be read.
+/// Checks for some frames that every price and time of the axes is legible.
 fn assert_axis_is_clear(browser: &Browser) {
     let script = "const done = arguments[0];
         let frames = 0;
@@ -683,8 +683,8 @@ fn assert_axis_is_clear(browser: &Browser) {
     assert_eq!((&found["covered"], &found["cut"]), (&json!([]), &json!([])), "{found}");
 }
 
-/// Whether the canvas shows the line of the price, in its colour, from side to side. (A copy of it
-/// is read: Chromium grumbles about reading the page's own.)
+/// Returns whether the line of the price, in its colour, crosses the canvas. (Reads a copy: Chromium warns of
+/// reads from the original.)
 fn is_drawn(browser: &Browser) -> bool {
     let script = "(() => {
         const canvas = document.querySelector('canvas');
@@ -724,7 +724,7 @@ fn a_stale_source_shows_and_its_recovery_too() {
     browser.until("document.title.endsWith('(no new prices)')");
     let style = |selector: &str| format!("getComputedStyle(document.querySelector('{selector}'))");
     browser.until(&format!("{}.color === {}.color", style("#updated"), style("#state-word")));
-    // Whoever comes now is told as well.
+    // A new client is told, too.
     browser.open(&server.url("/"));
     browser.until("ticker.state === 'stale' && ticker.points.length > 0");
 
@@ -749,7 +749,7 @@ fn a_source_that_never_worked_looks_like_one_that_fails() {
     browser.until_says("#updated", "No price yet: HTTP 401");
     source.say(Say::Prices);
     browser.until("ticker.state === 'live'");
-    // The latest price stays, however old it is, and it is said since when there is no new one.
+    // The latest price outlives the retention, with its time.
     let server = Server::start(&source, &["--retention", "100ms"]);
     eventually("there is a price", || server.get("/price").status == 200);
     source.say(Say::Status(401, String::new(), "{}".into()));
@@ -773,7 +773,7 @@ fn nothing_moves_when_prices_or_the_server_fail() {
     let gate = Gate::before(&server, Way::Open);
     browser.open(&gate.url());
     let screens = [(375, 667, 2), (740, 375, 2), (768, 1024, 1), (1280, 800, 1)];
-    // Where the chart is on each.
+    // The place of the chart on each.
     let places = |state: &str| -> Vec<Value> {
         browser.until(&format!("ticker.state === '{state}'"));
         screens.map(|(width, height, density)| {
@@ -823,7 +823,7 @@ fn other_prices_at_the_same_address_begin_a_new_chart() {
     let points = browser.points();
     assert_eq!(points[0].timestamp, oldest);
     assert!(points.iter().all(|point| point.price > 10_000.0), "the source counts from 1");
-    // At its own pace: four intervals of the real one would be a hole.
+    // By its own interval: four intervals of the real server would be a hole.
     assert!(!points.iter().any(|point| point.broken), "{points:?}");
 
     gate.lead_to(&real);
@@ -844,8 +844,7 @@ fn a_restarted_server_is_followed_without_a_reload() {
         return;
     };
     let source = Source::start();
-    // An interval so long that the restart fits into four of it: only the event `gap` tells the
-    // page that there is a break.
+    // The restart takes less than four intervals, so only the event `gap` marks the break.
     let start = |address: &str| {
         let mut command = Server::command();
         command.args(["--listen", address, "--interval", "1s"]);
@@ -878,7 +877,7 @@ fn a_restarted_server_is_followed_without_a_reload() {
     browser.assert_only_network_complaints();
 }
 
-/// Lets no more updates come, and waits until the page has the last one.
+/// Silences the source and waits until the page has its last price.
 fn silence(source: &Source, browser: &Browser) {
     source.say(Say::Nothing);
     browser.until(&format!("ticker.points.at(-1).price === {}", source.last_price()));
@@ -898,7 +897,7 @@ fn what_was_missed_while_away_arrives_once() {
 
     gate.turn(Way::Shut);
     browser.until("ticker.state === 'reconnecting'");
-    // Refused twice: once when the browser came back by itself, and once when the page did.
+    // Once when the browser reconnects, and once when the page does.
     eventually("the page tries again after the browser has given up", || gate.refused() >= 2);
     gate.turn(Way::Open);
     browser.until(&format!("ticker.state === 'live' && ticker.points.length > {}", before + 20));
@@ -1005,7 +1004,7 @@ fn a_backlog_on_a_slow_line_is_not_taken_for_the_present() {
     browser.until("ticker.points.length === 30");
     browser.until_says("#state-word", "Loading");
     browser.until("/^Price of .*; newer ones are loading$/.test(document.querySelector('#updated').textContent)");
-    // The price is that of now, while the chart is not.
+    // The price is current, although the chart is not.
     browser.until_says("#price-shown", "$97,123.45");
     browser.screenshot("catching-up");
     browser.until("/^Price of .*; the chart is loading$/.test(document.querySelector('#updated').textContent)");
@@ -1039,8 +1038,7 @@ fn the_clock_of_the_device_changes_nothing() {
         browser.until("/, \\d s ago$/.test(document.querySelector('#updated').textContent)");
         browser.until("document.querySelector('#announcement').textContent.startsWith('Live, ')");
         assert_eq!(browser.eval("document.querySelector('#holes').hidden"), true);
-        // It is set while the page is open: the page asks for a new stream, in case the device slept, and
-        // says nothing.
+        // The clock is set: the page opens a new stream, in case the device slept, and changes no word.
         browser.eval("void (window.said = [], new MutationObserver(() => {
             said.push(document.querySelector('#state').textContent, document.querySelector('#announcement').textContent);
         }).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true }))");
@@ -1057,7 +1055,7 @@ fn the_clock_of_the_device_changes_nothing() {
     browser.assert_no_complaints();
 }
 
-/// A script after which the clock of the page is wrong by so many milliseconds.
+/// Returns a script that sets the clock of the page wrong by so many milliseconds.
 fn set_clock(wrong: i64) -> String {
     format!(
         "(globalThis.RealDate ??= Date, globalThis.Date = class extends RealDate {{
@@ -1065,6 +1063,29 @@ fn set_clock(wrong: i64) -> String {
             static now() {{ return RealDate.now() + {wrong}; }}
         }})"
     )
+}
+
+#[test]
+fn a_connection_that_died_silently_is_opened_anew() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let source = Source::start();
+    let server = Server::start(&source, &[]);
+    let gate = Gate::before(&server, Way::Scripted);
+    browser.open(&gate.url());
+    let dead = gate.stream();
+    let updates = [(1_000_000, 1.0), (1_000_100, 2.0)];
+    dead.live(&updates);
+    browser.until("ticker.state === 'live'");
+    let stream = gate.stream();
+    assert_eq!(stream.since(), "1000100");
+    browser.until("ticker.state === 'reconnecting'");
+    stream.open();
+    stream.status(Some(1_000_200), 1_000_200);
+    stream.updates(&[(1_000_200, 3.0)]);
+    browser.until("ticker.state === 'live' && ticker.points.length === 3");
+    browser.assert_no_complaints();
 }
 
 #[test]
@@ -1077,7 +1098,7 @@ fn a_stream_that_a_proxy_holds_back_is_replaced_by_the_price() {
     let server = Server::start(&source, &[]);
     let gate = Gate::before(&server, Way::Scripted);
     browser.open(&gate.url());
-    // The first attempt has no answer at all, the second one only a head.
+    // The first attempt receives nothing at all, the second one only a head.
     let _silent = gate.stream();
     let headed = gate.stream();
     headed.open();
@@ -1089,12 +1110,12 @@ fn a_stream_that_a_proxy_holds_back_is_replaced_by_the_price() {
     browser.until_says("#price-shown", "$98,000.00");
     for (screen, width, height, density) in [("phone", 320, 568, 2), ("landscape", 740, 375, 2)] {
         browser.resize(width, height, density);
-        // All of the sentence is to be seen.
+        // The sentence is visible in full.
         let cut = browser.eval("(({ scrollHeight, clientHeight }) => scrollHeight - clientHeight)(document.querySelector('#updated'))");
         assert_eq!(cut, 0, "{screen}");
         browser.screenshot(&format!("held-back-{screen}"));
     }
-    // Without an answer to that either, it is not the proxy.
+    // Without an answer from /price it is not the proxy.
     gate.turn(Way::Shut);
     browser.until("ticker.state === 'reconnecting'");
     gate.turn(Way::Open);
@@ -1231,7 +1252,7 @@ fn the_chart_is_printed_for_the_paper() {
     assert!((stretched - 1.0).abs() < 0.01, "{stretched}");
     assert_eq!(browser.eval("printed.paper"), "#ffffff");
     assert_eq!(browser.eval("printed.line"), "#a8500a");
-    // And then the screen is as it was.
+    // Afterwards the screen is as before.
     browser.until(
         "document.querySelector('canvas').width === document.querySelector('#chart').clientWidth",
     );
@@ -1341,7 +1362,7 @@ fn simulated_prices_say_so_on_every_screen() {
     browser.until("ticker.points.length > 100");
     browser.until("document.title.startsWith('Simulated: $')");
 
-    // A chart that is low has room for one label beside the tag of the latest price.
+    // A low chart has room for one label beside the tag of the latest price.
     for (screen, width, height, density, least) in
         [("desktop", 1280, 800, 1, 2), ("phone", 375, 667, 2, 2), ("landscape", 740, 375, 2, 1)]
     {
@@ -1349,10 +1370,10 @@ fn simulated_prices_say_so_on_every_screen() {
         for theme in ["light", "dark"] {
             browser.dress(theme, false);
             browser.until(&format!("document.querySelector('canvas').width === {density} * document.querySelector('#chart').clientWidth"));
-            // Nothing of the page hides beyond the edge.
+            // Nothing extends beyond the edge.
             assert_eq!(browser.eval("document.documentElement.scrollWidth"), width);
             assert!(browser.has_banner());
-            // The colours of a theme come with the next frame.
+            // The next frame has the colours of the theme.
             eventually(&format!("{screen}, {theme}"), || is_drawn(&browser));
             let labels = browser.eval("ticker.axis.prices.length");
             assert!(labels.as_u64().unwrap() >= least, "{screen}: {labels}");
@@ -1398,14 +1419,14 @@ fn the_page_breaks_no_rule_of_accessibility() {
                 axe.run().then(({ violations }) => done(violations.flatMap(nodes)), (error) => done(`${error}`));";
             let found = browser.post("/execute/async", json!({"script": script, "args": []}));
             assert_eq!(found, json!([]), "{theme}, forced colours: {forced}");
-            // What fills the dot of the state is to be seen.
+            // The fill of the dot is visible.
             let dot =
                 "getComputedStyle(document.querySelector('#state'), '::before').backgroundColor";
             assert_ne!(
                 browser.eval(dot),
                 browser.eval("getComputedStyle(document.body).backgroundColor")
             );
-            // And which of the zooms is chosen.
+            // So is the choice of the time.
             let zoom = |pressed| {
                 format!(
                     "getComputedStyle(document.querySelector('[aria-pressed={pressed}]')).backgroundColor"
@@ -1424,8 +1445,8 @@ fn the_page_breaks_no_rule_of_accessibility() {
     browser.assert_no_complaints();
 }
 
-/// `UPDATE_PICTURE=1 cargo test --test page picture` makes it anew, larger than it need be:
-/// `pngquant --force --ext .png 64 static/page.png` then makes it small.
+/// `UPDATE_PICTURE=1 cargo test --test page picture` takes it, and fails because of its size until
+/// `pngquant --force --ext .png 64 static/page.png` has reduced it.
 #[test]
 fn the_readme_has_a_picture_of_the_page() {
     const PRICE: f64 = 97_000.0; // where the demo begins
@@ -1471,7 +1492,7 @@ fn the_snippet_of_the_readme_works_on_a_page_of_another_origin() {
     let source = Source::start();
     let server = Server::start(&source, &["--max-clients", "1"]);
     let address = server.address.to_string();
-    // The service is full when the page comes, and later there is room.
+    // The service is full when the page is opened; later there is room.
     let somebody = server.stream("/stream");
     let readme = include_str!("../README.md").split("```html\n").nth(1).unwrap();
     let snippet = readme.split("```").next().unwrap().replace("localhost:8080", &address);
@@ -1492,7 +1513,7 @@ fn the_snippet_of_the_readme_works_on_a_page_of_another_origin() {
     server.stop(Signal::SIGKILL);
     let server = Server::start_at(&address, &source, &[]);
     shows(source.last_price() + 1);
-    // Who streams by `fetch` is asked for a preflight by the browser.
+    // A page that streams with `fetch` sends a preflight request first.
     let options = "{ headers: { 'Last-Event-ID': '5', 'Cache-Control': 'no-store' } }";
     let url = server.url("/stream");
     browser.eval(&format!(
