@@ -10,6 +10,7 @@ import * as state from "./state.js";
 const SILENT = 5000; // a stream begins with a status, so an attempt this long without one is silent
 const HELD_BACK_AFTER = 2; // silent attempts
 const LONGEST_PAUSE = 30_000;
+const BROWSER_WAITS = 5000; // at most, before it reconnects: the server's `retry`
 
 const tabs = new BroadcastChannel("btc-ticker");
 let stream = null; // null while paused
@@ -17,7 +18,7 @@ let retry;
 let failures = 0; // in a row
 let silentAttempts = 0; // in a row
 let isSilent; // whether this attempt has brought nothing yet
-let heard; // when the stream last brought something, or was opened
+let heard; // when the stream last brought something, or is opened
 let caughtUp; // when the page last had all
 let nextQuote = 0;
 let sleepClock = Date.now() - performance.now();
@@ -50,9 +51,9 @@ function connectAnew() {
   connect();
 }
 
-function startWaiting() {
+function startWaiting(delay = 0) {
   isSilent = true;
-  heard = caughtUp = performance.now();
+  heard = caughtUp = performance.now() + delay;
 }
 
 function hear() {
@@ -80,10 +81,12 @@ function onGap() {
 }
 
 function onError() {
-  startWaiting();
-  if (state.phase !== "held-back") state.setPhase("reconnecting");
+  startWaiting(BROWSER_WAITS);
+  const hasGivenUp = stream.readyState === EventSource.CLOSED;
+  // A proxy that holds the stream back may also cut it, which changes nothing.
+  if (state.phase !== "held-back" || hasGivenUp) state.setPhase("reconnecting");
   // After an answer such as 503 the browser gives up; then the page tries again.
-  if (stream.readyState === EventSource.CLOSED) {
+  if (hasGivenUp) {
     const longest = Math.min(LONGEST_PAUSE, 2000 * 2 ** failures++);
     retry = setTimeout(connect, longest * (0.5 + Math.random() / 2));
   }
@@ -145,7 +148,7 @@ async function quote() {
   } catch {
     // No answer to this one either.
   }
-  if (silentAttempts >= HELD_BACK_AFTER) state.setPhase(phase);
+  if (stream && silentAttempts >= HELD_BACK_AFTER) state.setPhase(phase);
 }
 
 // ---- Among other tabs
@@ -166,7 +169,9 @@ function pauseIfHidden() {
 
 // Each paused tab waits for another time, and the first one to connect keeps the others paused.
 function resumeIfPaused() {
-  if (!stream) retry = setTimeout(connectAnew, 1000 * Math.random());
+  if (stream) return;
+  clearTimeout(retry);
+  retry = setTimeout(connectAnew, 1000 * Math.random());
 }
 
 function leave() {
