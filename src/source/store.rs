@@ -250,11 +250,12 @@ fn parse_id(text: &str) -> RedisResult<EntryId> {
 
 /// Reads an entry. Anybody may write to the stream, so anything may be in it.
 fn parse_entry((id, fields): &RawEntry) -> RedisResult<Entry> {
+    let id = parse_id(id)?;
     let price = match fields.as_slice() {
-        [name, value] if name == b"price" => parse_price(value),
+        [name, value] if id.sequence == 0 && name == b"price" => parse_price(value),
         _ => None,
     };
-    Ok(Entry { id: parse_id(id)?, price })
+    Ok(Entry { id, price })
 }
 
 fn parse_price(value: &[u8]) -> Option<f64> {

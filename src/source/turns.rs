@@ -37,6 +37,8 @@ pub struct Turns {
     token: String,
     /// The timestamp of the last update that this process appended.
     own: Option<u64>,
+    /// The newest entry of the stream that this process knows of. It may be one that the reader skips.
+    seen: Option<u64>,
     /// When this process last began to poll.
     tick: Instant,
     errors: RateLimitedLog,
@@ -60,6 +62,7 @@ impl Turns {
             lease,
             token: format!("{}-{:x}", std::process::id(), (random() * 1e15) as u64),
             own: None,
+            seen: None,
             tick: Instant::now(),
             errors: RateLimitedLog::default(),
         }
@@ -131,8 +134,9 @@ impl Turns {
             Claim::Held(time) => return Ok(begun + time),
         };
         let known = self.feed.latest().map(|update| update.timestamp);
-        if newest > known {
+        if newest > known.max(self.seen) {
             // The reader is about to bring news: this process was not due.
+            self.seen = newest;
             connection.release()?;
             return Ok(Instant::now() + self.silence());
         }
