@@ -16,8 +16,8 @@
 //! update. Threads end when the shutdown channel closes; `main` wakes those that wait for a socket. Streams
 //! end when the feed closes.
 //!
-//! The modules, in the order in which an update travels through them; each knows only those after it in the
-//! row `http`, `source`, `feed`, `system`:
+//! The modules, in the order in which an update travels through them. Dependencies run `http`, `source`,
+//! `feed`, `system`: no module uses one to its left.
 //!
 //! 1. [`source`]: where updates come from. `poller` fetches at every tick, `fetch` reads an answer, `outage`
 //!    backs off, `error` says what failed, `demo` simulates. With a store (a Redis stream shared by several

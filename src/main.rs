@@ -33,6 +33,7 @@ const ADMIN_CONNECTIONS: u64 = 8;
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 
 fn main() -> ExitCode {
+    // Before the first thread: threads inherit both settings.
     kernel::leave_signals_ignored();
     kernel::wake_in_batches();
     let config = Config::read();
@@ -68,7 +69,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     kernel::widen_futex_table();
     let limits = Limits::claim(config.max_clients);
 
-    // Where prices come from.
+    // The source of prices.
     let source = config.source();
     let (interval, retention) = (config.interval, config.retention);
     let endpoint =
@@ -84,7 +85,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         store.check()?;
     }
 
-    // Who shares them: the feed, the janitor and the heartbeat.
+    // The feed, its janitor and its heartbeat.
     let complete_since = if store.is_some() { None } else { Some(unix_millis()) };
     let history = History::new(complete_since, retention, MOST_UPDATES);
     let (publisher, feed) = feed::new(history, source.is_simulated());
@@ -98,7 +99,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         heartbeat::run(&heartbeat_feed, freshness, &reported, idle, shutdown);
     })?;
 
-    // Who fills it: the poller or, with a store, the reader.
+    // The thread that publishes: the poller or, with a store, the reader.
     let poller = Poller::new(source.clone(), endpoint, interval, reports.clone());
     let (agent, polled_feed) = (poller.agent(), feed.clone());
     if let Some(store) = store {
@@ -146,7 +147,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     serve(&mut threads, "accept", Server::new(listener, connections, routes))?;
     Printer::start("stdout", io::stdout())?.print(format_args!("listening on http://{address}"));
 
-    // The end.
+    // Shutdown: first the threads, then the streams; then wait for both.
     let end = threads.wait();
     match end {
         Ok(()) => log::info!("stopping: received a signal"),

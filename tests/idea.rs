@@ -25,7 +25,8 @@ struct Update {
     published: Instant,
 }
 
-/// Production form: `src/feed/mod.rs`, with two locks, so that the history is free during the fan-out.
+/// Production form: `src/feed/mod.rs`: two locks, so that the history is unlocked during the fan-out, and a
+/// backlog in pages.
 #[derive(Default)]
 struct Feed {
     state: Mutex<State>,
@@ -41,7 +42,7 @@ struct State {
 }
 
 impl Feed {
-    /// Appends to the history and fans out. Never waits for a subscriber: a channel that is full is
+    /// Appends to the history and fans out, in one critical section. Never waits for a subscriber: a channel that is full is
     /// dropped, and so is one whose subscriber has left.
     fn publish(&self, id: u64, price: f64) {
         let update = Update { id, price, published: Instant::now() };
@@ -64,7 +65,7 @@ impl Feed {
         Some((backlog, live))
     }
 
-    fn evict(&self, retention: Duration) {
+    fn expire(&self, retention: Duration) {
         let mut state = self.state.lock();
         let expired = state.history.partition_point(|it| it.published.elapsed() >= retention);
         state.history.drain(..expired);
@@ -79,7 +80,7 @@ impl Feed {
 }
 
 /// A subscriber's thread: the backlog, then live updates. When its channel ends it fell behind, and
-/// subscribes again from its last update. Production form: `src/http/stream.rs`.
+/// subscribes again from its last update. Production form: `Stream::stream` in `src/http/stream.rs`.
 fn follow(feed: &Feed, mut last: u64, client: &Sender<Update>) {
     while let Some((backlog, live)) = feed.subscribe(last) {
         for update in backlog.into_iter().chain(live) {
@@ -95,7 +96,7 @@ fn follow(feed: &Feed, mut last: u64, client: &Sender<Update>) {
 /// that ends the wait at once. Production form: `src/feed/janitor.rs`, `src/system/threads.rs`.
 fn janitor(feed: &Feed, retention: Duration, shutdown: &Receiver<Infallible>) {
     while shutdown.recv_timeout(JANITOR_PAUSE) == Err(RecvTimeoutError::Timeout) {
-        feed.evict(retention);
+        feed.expire(retention);
     }
 }
 
@@ -182,7 +183,7 @@ mod tests {
         let feed = Arc::new(Feed::default());
         let (open, shutdown) = bounded(0);
         feed.publish(1, 97_000.0);
-        feed.evict(HOUR);
+        feed.expire(HOUR);
         assert_eq!(feed.state.lock().history.len(), 1, "it has not expired");
         let janitor = thread::spawn({
             let feed = feed.clone();

@@ -1,5 +1,5 @@
-//! The seam between history and live, in every order in which threads may take the locks of the feed.
-//! Joiners hand back their channels, which are checked after all threads have ended, so no thread waits. The
+//! The seam between history and live, under every schedule: shuttle replaces the locks and the threads, and
+//! runs a test once for each order in which they may run (`check_dfs`), or for a sample of them. Joiners hand back their channels, which are checked after all threads have ended, so no thread waits. The
 //! same orders are tried every time, and one that fails is printed:
 //! `cargo test --release --features shuttle --target-dir target/shuttle --test seam`.
 
@@ -105,7 +105,7 @@ impl Client {
     }
 }
 
-/// Joiners and a publisher, each on a thread; everybody must end with all updates.
+/// Joiners and a publisher, each on a thread; every client must end with all updates.
 fn race(joiners: usize, updates: u64, by: By) {
     let (mut publisher, feed) = new_feed(100);
     let joiners: Vec<_> = (0..joiners)
@@ -200,7 +200,7 @@ fn a_joiner_during_eviction_has_the_rest_or_a_gap_in_every_order() {
 
 /// More threads than can be tried in every order: clients that join, that fall behind and that leave, the
 /// heartbeat and the janitor.
-fn a_busy_day(by: By) {
+fn many_roles(by: By) {
     let (mut publisher, feed) = new_feed(100);
     let mut others = vec![
         thread::spawn({
@@ -237,8 +237,8 @@ fn a_busy_day(by: By) {
 fn a_crowd_has_everything_in_thousands_of_random_orders() {
     for by in [By::One, By::Batches] {
         shuttle::check_random(move || race(3, 6, by), 10_000);
-        shuttle::check_random(move || a_busy_day(by), 2_500);
+        shuttle::check_random(move || many_roles(by), 2_500);
         shuttle::check_pct(move || race(3, 6, by), 5_000, 3);
-        shuttle::check_pct(move || a_busy_day(by), 2_500, 3);
+        shuttle::check_pct(move || many_roles(by), 2_500, 3);
     }
 }

@@ -29,7 +29,7 @@ use lock::Mutex;
 /// per client, and a client that lost its channel finds what it missed in the history.
 const CHANNEL_CAPACITY: usize = 8;
 
-/// Creates a feed: the publisher, which is the only way to publish, and the feed for everybody else.
+/// Creates a feed: the publisher, which is the only way to publish, and the shared handle for all other threads.
 /// Called by `main`.
 pub fn new(history: History, simulated: bool) -> (Publisher, Arc<Feed>) {
     let feed =
@@ -55,10 +55,10 @@ pub struct Publisher {
     feed: Arc<Feed>,
 }
 
-/// A channel ends when its subscriber leaves, when it is full because its subscriber is too slow, when a
-/// batch is published, or when the feed closes.
 #[derive(Default)]
 struct Subscribers {
+    /// The sending ends, by number. A channel ends when its subscriber leaves, when it is full because its
+    /// subscriber is too slow, when a batch is published, or when the feed closes.
     channels: BTreeMap<u64, Sender<Arc<Event>>>,
     last_number: u64,
     /// Why prices are stale; `None` while they are fresh.
@@ -111,6 +111,8 @@ impl Publisher {
     fn append(&self, complete_since: Option<u64>, updates: &[Update]) {
         let events: Vec<_> =
             updates.iter().map(|&update| Arc::new(Event::update(update))).collect();
+        // Held from before the append until after the fan-out, so that `subscribe` sees both or neither. The
+        // history is released earlier: reading it need not wait for the fan-out.
         let mut subscribers = self.feed.subscribers.lock();
         let mut history = self.feed.history.lock();
         if let Some(complete_since) = complete_since {
@@ -125,7 +127,8 @@ impl Publisher {
             [event] if complete_since.is_none() => subscribers.send(event),
             _ => {
                 let ended = mem::take(&mut subscribers.channels);
-                // Dropping the channels wakes their subscribers: not while a lock is held.
+                // Dropping the channels wakes their subscribers: not while a lock is held. They find the updates in
+                // the history.
                 drop(subscribers);
                 drop(ended);
             }

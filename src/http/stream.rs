@@ -57,7 +57,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Streams until one side ends it. Blocks for as long.
+    /// Streams. Blocks until the stream ends.
     pub fn run(mut self, socket: &TcpStream) {
         let reason = match self.stream(socket) {
             Ok(()) => "shutdown",
@@ -70,12 +70,12 @@ impl Stream {
         METRICS.streams_ended.inc(&[&reason]);
     }
 
-    /// Returns when the feed has closed; fails when the client does. A client that fell behind subscribes
-    /// again from the last update written to it, as if it had reconnected.
+    /// Returns when the feed has closed; fails if the client disconnects or stalls. A client that fell behind
+    /// subscribes again from the last update written to it, as if it had reconnected.
     fn stream(&mut self, socket: &TcpStream) -> io::Result<()> {
         loop {
             let Some(subscription) = self.feed.subscribe(self.position) else { return Ok(()) };
-            if self.is_foreign(subscription.status.latest) {
+            if self.replace_foreign_position(subscription.status.latest) {
                 continue;
             }
             self.write_page(socket, subscription.status, &subscription.page)?;
@@ -87,14 +87,15 @@ impl Stream {
         }
     }
 
-    /// Decides whether the client's position is none of this feed's, given the newest timestamp in the feed;
-    /// the next subscription then begins with a `gap`.
-    fn is_foreign(&mut self, newest: Option<u64>) -> bool {
+    /// Replaces a position that this feed never issued by `Cursor::Foreign`, and returns true: the caller
+    /// subscribes again, and the client receives a `gap`. `newest` is the newest timestamp in the feed. A client
+    /// may be ahead of it for `patience`, because another process issued its id.
+    fn replace_foreign_position(&mut self, newest: Option<u64>) -> bool {
         let Cursor::After(time) = self.position else { return false };
         if newest >= Some(time) {
             return false;
         }
-        // Any time up to the present may be asked for; an id must be known.
+        // `since` may be any time up to now; an id must have been issued.
         let is_suspect = self.is_id || time > unix_millis();
         let since = *self.ahead_since.get_or_insert_with(Instant::now);
         if !is_suspect || since.elapsed() < self.patience {
@@ -125,7 +126,7 @@ impl Stream {
         METRICS.updates_replayed.add(page.updates as u64);
         match page.last {
             Some(last) => self.advance(last),
-            // The client has been told: it need not be told again with the first update.
+            // The gap has been reported: it is not reported again with the first update.
             None if page.has_gap => self.position = Cursor::Beginning,
             None => {}
         }
@@ -136,15 +137,15 @@ impl Stream {
     fn follow(&mut self, mut socket: &TcpStream, live: &Receiver<Arc<Event>>) -> io::Result<()> {
         fail_without_acknowledgement(socket, Some(PEER_TIMEOUT))?;
         loop {
-            // A second arm, on which nothing ever comes, makes `select!` park the thread at once. With a
-            // single channel it spins first, which is too much for thousands of threads.
+            // The second arm never fires. It makes `select!` park the thread at once; a plain `recv` spins
+            // first, which is too much for thousands of threads.
             let event = select! {
                 recv(live) -> event => event,
                 recv(never::<()>()) -> _ => continue,
             };
             let Ok(event) = event else { return Ok(()) };
             if let Some(timestamp) = event.timestamp {
-                if self.is_foreign(Some(timestamp)) {
+                if self.replace_foreign_position(Some(timestamp)) {
                     return Ok(());
                 }
                 if let Cursor::After(position) = self.position

@@ -74,8 +74,8 @@ impl Poller {
     }
 }
 
-/// Returns the first tick after now. Ticks are one interval apart, so fetch times do not add up; a tick
-/// that fell due during a fetch is skipped.
+/// Returns the first tick after now. Ticks are one interval apart, so the schedule does not drift; a tick that
+/// fell due during a fetch is skipped.
 pub fn next_tick(tick: Instant, interval: Duration) -> Instant {
     let late = tick.elapsed().as_nanos() % interval.as_nanos();
     Instant::now() + interval - Duration::from_nanos(late as u64)

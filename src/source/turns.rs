@@ -17,8 +17,8 @@ use crate::feed::freshness::Report;
 use crate::feed::{Feed, Update};
 use crate::system::{METRICS, RateLimitedLog, Shutdown, random};
 
-/// How long other processes wait for news, in intervals: this, and up to as much again at random, so that
-/// they do not all claim the turn at once.
+/// How long any other process waits for news before it claims the turn, in intervals: `SHORTEST_SILENCE` plus
+/// a random part of up to `RANDOM_SILENCE`, so that they do not all claim it at once.
 const SHORTEST_SILENCE: f64 = 1.1;
 const RANDOM_SILENCE: f64 = 0.2;
 /// The lease, in fetch timeouts. It spares the source; what is appended twice, Redis refuses.

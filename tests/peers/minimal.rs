@@ -1,5 +1,5 @@
-//! The service, in about 200 lines: `tests/idea.rs` behind HTTP, on `tiny_http` as its documentation
-//! shows it. Keeps the promises of the API that concern updates (`tests/minimal.rs`), and none that
+//! The service, in about 200 lines: `tests/idea.rs` behind HTTP. `tiny_http` parses requests, and each
+//! request gets a thread. Keeps the promises of the API that concern updates (`tests/minimal.rs`), and none that
 //! concern hostile clients or a full machine; the README lists what happens then. It is also the peer
 //! `naive` of the benchmark. Its options are a few of the program's:
 //!
