@@ -155,8 +155,9 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     }
     threads.shut_down();
     let deadline = Instant::now() + SHUTDOWN_GRACE;
+    let streams_ended = streams.close();
     feed.close();
-    let streams_ended = streams.close().recv_deadline(deadline);
+    let streams_ended = streams_ended.recv_deadline(deadline);
     let all_joined = threads.join(deadline);
     if streams_ended != Err(RecvTimeoutError::Disconnected) || !all_joined {
         log::info!("exiting without the threads that still wait");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use btc_ticker::feed::{self, Cursor, Feed, History, Subscription, Update};
+use btc_ticker::feed::{self, Cursor, Feed, History, Kind, Subscription, Update};
 
 const JOINERS: usize = 4;
 const STARTED: u64 = 1_000_000;
@@ -31,7 +31,7 @@ fn follow(feed: &Arc<Feed>, from: u64, until: u64) {
         while last < until {
             // An error means that it fell behind.
             let Ok(event) = channel.live.recv() else { break };
-            assert_eq!(event.timestamp, Some(last + 1), "on the channel");
+            assert_eq!(event.kind, Kind::Update { timestamp: last + 1 }, "on the channel");
             last += 1;
         }
     }

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use btc_ticker::feed::{self, Channel, Cursor, Feed, History, Publisher, Subscription, Update};
+use btc_ticker::feed::{
+    self, Channel, Cursor, Feed, History, Kind, Publisher, Subscription, Update,
+};
 use crossbeam_channel::TryRecvError;
 use shuttle::thread;
 
@@ -89,8 +91,10 @@ impl Client {
         let Some(channel) = &self.channel else { return false };
         let events: Vec<_> = channel.live.try_iter().collect();
         let end = channel.live.try_recv();
-        for timestamp in events.iter().filter_map(|event| event.timestamp) {
-            self.take(timestamp);
+        for event in events {
+            if let Kind::Update { timestamp } = event.kind {
+                self.take(timestamp);
+            }
         }
         matches!(end, Err(TryRecvError::Empty))
     }

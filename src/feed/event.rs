@@ -2,7 +2,6 @@
 //! encoded once, by the thread that creates it, and then shared by all clients.
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 /// The price of one bitcoin in USD and when it was retrieved, in Unix milliseconds.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
@@ -26,16 +25,42 @@ pub struct Status {
 
 const ALWAYS_JSON: &str = "plain structs always have a JSON form";
 
+/// Updates after `since` may be missing. `oldest` is the first update after the gap; `since` is `None` if the
+/// client's id is no number.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Gap {
+    pub oldest: Option<u64>,
+    pub since: Option<u64>,
+}
+
 /// One Server-Sent Event or comment, ready to be written.
 #[derive(Debug)]
 pub struct Event {
-    /// The timestamp of the update, if it is one.
-    pub timestamp: Option<u64>,
+    pub kind: Kind,
     pub wire: Box<str>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    Update {
+        timestamp: u64,
+    },
+    /// The number of changes of the status so far.
+    Status {
+        version: u64,
+    },
+    Comment,
+}
+
+impl Gap {
+    /// Encodes the gap as an event, which has no id.
+    pub fn encode(&self) -> String {
+        format!("event: gap\ndata: {}\n\n", to_json(self))
+    }
+}
+
 impl Status {
-    /// Appends the event of this status. Like all events but updates it has no id: a browser would later resume
+    /// Encodes the status as an event and appends it to `wire`. Like all events but updates it has no id: a browser would later resume
     /// from that id and miss updates.
     pub fn encode(&self, wire: &mut Vec<u8>) {
         wire.extend_from_slice(b"event: status\ndata: ");
@@ -49,37 +74,24 @@ impl Event {
     pub fn update(update: Update) -> Event {
         let data = to_json(&update);
         let wire = format!("id: {}\ndata: {data}\n\n", update.timestamp);
-        Event { timestamp: Some(update.timestamp), wire: wire.into() }
+        Event { kind: Kind::Update { timestamp: update.timestamp }, wire: wire.into() }
     }
 
     /// The event of a status.
-    pub fn status(status: &Status) -> Event {
+    pub fn status(status: &Status, version: u64) -> Event {
         let mut wire = Vec::new();
         status.encode(&mut wire);
         let wire = String::from_utf8(wire).expect("JSON is UTF-8");
-        Event { timestamp: None, wire: wire.into() }
+        Event { kind: Kind::Status { version }, wire: wire.into() }
     }
 
-    /// Something after `since` is missing; `oldest` is the first update after the gap. `since` is `None` if
-    /// the client's id is none of ours.
-    pub fn gap(since: Option<u64>, oldest: Option<u64>) -> Event {
-        let data = json!({"since": since, "oldest": oldest});
-        Event { timestamp: None, wire: format!("event: gap\ndata: {data}\n\n").into() }
-    }
-
-    /// A comment. No empty line follows: some clients would take that for the end of an event without data.
+    /// A comment. Not followed by an empty line: some clients would dispatch an empty event.
     pub fn keep_alive() -> Event {
-        Event { timestamp: None, wire: ":\n".into() }
-    }
-
-    /// Returns the data of a named event or an update; empty for a comment.
-    pub fn data(&self) -> &str {
-        let data = self.wire.lines().find_map(|line| line.strip_prefix("data: "));
-        data.unwrap_or_default()
+        Event { kind: Kind::Comment, wire: ":\n".into() }
     }
 }
 
-/// Encodes one of the types above. Cannot fail: they have no map and no fallible serializer.
+/// Encodes updates and the types above as JSON. Cannot fail: they have no map and no fallible serializer.
 pub fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect(ALWAYS_JSON)
 }
@@ -107,12 +119,12 @@ mod tests {
             now: 9,
         };
         assert_eq!(
-            &*Event::status(&status).wire,
+            &*Event::status(&status, 1).wire,
             "event: status\ndata: {\"simulated\":false,\"stale\":true,\"reason\":\"timed out\",\
              \"latest\":7,\"now\":9}\n\n"
         );
         assert_eq!(
-            &*Event::gap(Some(5), None).wire,
+            Gap { oldest: None, since: Some(5) }.encode(),
             "event: gap\ndata: {\"oldest\":null,\"since\":5}\n\n"
         );
     }

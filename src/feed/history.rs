@@ -6,22 +6,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cursor::Cursor;
-use super::event::{Event, Update};
+use super::event::{Event, Gap, Update};
 use crate::system::unix_millis;
 
-/// A page ends with the update that exceeds this size, in bytes. The larger the page, the fewer times a
+/// The size of a page, in bytes: it ends with the update that reaches it. The larger the page, the fewer times a
 /// client that catches up takes the locks, and the more memory it holds while it reads slowly.
 const PAGE_SIZE: usize = 64 * 1024;
 /// The smallest capacity of a page. More than 1 KiB: glibc keeps smaller blocks in a cache of the thread, and
 /// the thread of a stream lives for hours.
 const SMALL_PAGE: usize = 1280;
-/// The newest update stays though it has expired, until a newer one arrives: how often to look for that.
+/// How often to look for a newer update while only the newest one is left, which does not expire.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub struct History {
     /// Oldest first. The newest one stays, however old: it is the latest known price.
     entries: VecDeque<Entry>,
-    /// A cursor below this timestamp may have missed something. `None` while nothing is known of the past.
+    /// A cursor below this timestamp may have missed something. `None` until the store has been read: no gap is
+    /// reported until then.
     complete_since: Option<u64>,
     retention: Duration,
     capacity: usize,
@@ -57,7 +58,7 @@ pub struct Page {
 /// Updates after a cursor.
 pub struct Found {
     pub updates: Vec<Update>,
-    pub gap: Option<Event>,
+    pub gap: Option<Gap>,
 }
 
 impl History {
@@ -129,13 +130,13 @@ impl History {
     pub fn page(&self, from: Cursor) -> Page {
         let start = self.start(from, 1);
         let entries = self.entries.range(start..);
-        // Allocated once: events have about the same length.
-        let length = self.entries.get(start).map_or(0, |entry| entry.event.wire.len() + 8);
+        // Allocated once, if all events are as long as the first.
+        let length = self.entries.get(start).map_or(0, |entry| entry.event.wire.len());
         let capacity = (entries.len() * length).clamp(SMALL_PAGE, PAGE_SIZE + SMALL_PAGE);
         let wire = String::with_capacity(capacity);
         let mut page = Page { wire, is_last: true, ..Page::default() };
         if let Some(gap) = self.gap(from, start) {
-            page.wire += &gap.wire;
+            page.wire += &gap.encode();
             page.has_gap = true;
         }
         for entry in entries {
@@ -172,16 +173,18 @@ impl History {
         }
     }
 
-    /// Returns the `gap` event if something between the cursor and the update at index `start` may be
+    /// Returns a gap if something between the cursor and the update at index `start` may be
     /// missing.
-    fn gap(&self, from: Cursor, start: usize) -> Option<Event> {
+    fn gap(&self, from: Cursor, start: usize) -> Option<Gap> {
         let since = match from {
             Cursor::Latest | Cursor::Beginning => return None,
             Cursor::Foreign(id) => id,
-            Cursor::After(time) if Some(time) < self.complete_since => Some(time),
+            Cursor::After(time) if self.complete_since.is_some_and(|from| time < from) => {
+                Some(time)
+            }
             Cursor::After(_) => return None,
         };
         let oldest = self.entries.get(start).map(|entry| entry.update.timestamp);
-        Some(Event::gap(since, oldest))
+        Some(Gap { oldest, since })
     }
 }

@@ -21,12 +21,12 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::system::{METRICS, unix_millis};
 pub use cursor::Cursor;
-pub use event::{Event, Status, Update, to_json};
+pub use event::{Event, Gap, Kind, Status, Update, to_json};
 pub use history::{Found, History, Page};
 use lock::Mutex;
 
 /// Events a subscriber may fall behind before it loses its channel. Small, because the channel is memory
-/// per client, and a client that lost its channel finds what it missed in the history.
+/// per client, and a client that lost its channel reads what it missed from the history.
 const CHANNEL_CAPACITY: usize = 8;
 
 /// Creates a feed: the publisher, which is the only way to publish, and the shared handle for all other threads.
@@ -63,12 +63,16 @@ struct Subscribers {
     last_number: u64,
     /// Why prices are stale; `None` while they are fresh.
     stale: Option<String>,
+    /// How often that has changed.
+    status_version: u64,
     is_closed: bool,
 }
 
 /// What `subscribe` hands to a client's thread.
 pub struct Subscription {
     pub status: Status,
+    /// The version of the status: a client that has received it need not receive it again.
+    pub status_version: u64,
     pub page: Page,
     /// Events after the page; `None` if there are more pages.
     pub channel: Option<Channel>,
@@ -88,7 +92,8 @@ pub struct Summary {
 
 /// A subscriber's end of its channel. Dropping it unsubscribes.
 pub struct Channel {
-    /// Disconnected when the subscriber has to subscribe again (see `Subscribers`).
+    /// Disconnects when the subscriber has to subscribe again: it fell behind, a batch was published, or the
+    /// feed has closed.
     pub live: Receiver<Arc<Event>>,
     number: u64,
     feed: Arc<Feed>,
@@ -148,6 +153,7 @@ impl Feed {
         let history = self.history.lock();
         let page = history.page(from);
         let status = self.status(&subscribers, &history);
+        let status_version = subscribers.status_version;
         drop(history);
         let channel = if page.is_last {
             let (sender, live) = bounded(CHANNEL_CAPACITY);
@@ -156,7 +162,7 @@ impl Feed {
         } else {
             None
         };
-        Some(Subscription { status, page, channel })
+        Some(Subscription { status, status_version, page, channel })
     }
 
     /// Returns the first `limit` updates after a cursor, or the latest ones.
@@ -182,7 +188,7 @@ impl Feed {
         }
     }
 
-    /// Returns the present as the timestamp of the next update, above all others. Called by the thread that
+    /// Returns the timestamp for the next update: now, or one above the newest. Called by the thread that
     /// owns the publisher, so the timestamp is still free when it publishes.
     pub fn next_timestamp(&self) -> u64 {
         self.history.lock().next_timestamp()
@@ -198,8 +204,10 @@ impl Feed {
     pub fn announce(&self, stale: Option<String>) {
         let mut subscribers = self.subscribers.lock();
         subscribers.stale = stale;
+        subscribers.status_version += 1;
         let status = self.status(&subscribers, &self.history.lock());
-        subscribers.send(&Arc::new(Event::status(&status)));
+        let event = Event::status(&status, subscribers.status_version);
+        subscribers.send(&Arc::new(event));
     }
 
     /// Sends every client a comment, which keeps idle connections open. Called by the heartbeat.

@@ -51,7 +51,7 @@ fn read_id(line: &str) -> Option<u64> {
 }
 
 fn gap(since: u64, oldest: Option<u64>) -> Option<String> {
-    Some(Event::gap(Some(since), oldest).wire.to_string())
+    Some(Gap { oldest, since: Some(since) }.encode())
 }
 
 fn live(subscription: &Subscription) -> String {
@@ -180,7 +180,7 @@ fn a_limit_cuts_off_after_a_cursor_or_before_the_latest() {
     let find = |from, limit| {
         let found = fixture.feed.find(from, limit);
         let times: Vec<u64> = found.updates.iter().map(|update| update.timestamp).collect();
-        (times, found.gap.map(|gap| gap.wire.to_string()))
+        (times, found.gap.map(|gap| gap.encode()))
     };
     assert_eq!(find(Cursor::Latest, 10), (vec![3_000, 4_000, 5_000, 6_000], None));
     assert_eq!(find(Cursor::Latest, 2), (vec![5_000, 6_000], None));

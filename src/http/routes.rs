@@ -11,9 +11,9 @@ use super::pages;
 use super::request::Request;
 use super::response::Response;
 use super::stream::{self, Stream};
-use crate::feed::{Cursor, Feed, Summary, to_json};
+use crate::feed::{Cursor, Feed, Gap, Summary, to_json};
 use crate::source::{PRICE_SOURCE, SIMULATED, Source, Standing};
-use crate::system::{METRICS, Semaphore};
+use crate::system::{METRICS, Semaphore, unix_millis};
 
 const NOT_FOUND: &str = "unknown path; there is /, /stream, /price, /history, /healthz, /metrics";
 const NOT_HERE: &str =
@@ -164,17 +164,18 @@ impl Routes {
         }
         let Some(permit) = self.streams.try_acquire() else {
             METRICS.clients_refused.inc();
-            return Response::unavailable("the service is full; retry later").into();
+            return Response::unavailable("the service is full or stopping; retry later").into();
         };
-        METRICS.clients_accepted.inc();
+        // An id is a number; any other form is a time.
+        let is_number = |id: &String| id.bytes().all(|byte| byte.is_ascii_digit());
         Answer::Stream(Box::new(Stream {
             feed: self.feed.clone(),
             opening: stream::opening(&self.stream_head),
             position,
-            is_id: request.last_event_id.is_some(),
+            is_id: request.last_event_id.as_ref().is_some_and(is_number),
             patience: self.patience,
             ahead_since: None,
-            told: None,
+            status_version: None,
             permit,
         }))
     }
@@ -201,10 +202,16 @@ impl Routes {
         if self.feed.latest().is_none() {
             return no_price_yet();
         }
-        let found = self.feed.find(from, limit);
+        let mut found = self.feed.find(from, limit);
+        if let Cursor::After(time) = from
+            && time > unix_millis()
+        {
+            // The id of an update from a wrong clock.
+            found.gap = Some(Gap { oldest: None, since: Some(time) });
+        }
         let mut response = self.mark(Response::json(StatusCode::OK, to_json(&found.updates)));
         if let Some(gap) = found.gap {
-            response = response.header("X-Gap", gap.data());
+            response = response.header("X-Gap", &to_json(&gap));
         }
         response.header("Access-Control-Expose-Headers", "X-Gap")
     }

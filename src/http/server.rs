@@ -28,11 +28,16 @@ const SEND_BUFFER: usize = 64 * 1024;
 const RECEIVE_BUFFER: usize = 16 * 1024;
 /// The stack of a connection's thread. Only the pages that it touches cost memory.
 const STACK: usize = 128 * 1024;
+/// Connections that have lost their place and whose threads have not ended yet. They come out of the
+/// descriptors and mappings that `Limits` leaves free.
+const MOST_DISPLACED: u64 = 16;
 /// The pause after `accept` failed, usually for want of descriptors. Connections wait in the queue meanwhile.
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub struct Server {
     listener: TcpListener,
+    /// One permit for each connection's thread.
+    threads: Arc<Semaphore>,
     places: Arc<Places>,
     routes: Arc<Routes>,
     errors: RateLimitedLog,
@@ -55,9 +60,10 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 impl Server {
     /// Serves at most as many connections as there are permits.
     pub fn new(listener: TcpListener, connections: Arc<Semaphore>, routes: Routes) -> Arc<Server> {
+        let threads = Semaphore::new(connections.limit() + MOST_DISPLACED);
         let places = Places::new(connections);
         let errors = RateLimitedLog::default();
-        Arc::new(Server { listener, places, routes: Arc::new(routes), errors })
+        Arc::new(Server { listener, threads, places, routes: Arc::new(routes), errors })
     }
 
     /// Accepts connections until the service stops. Survives every error.
@@ -85,13 +91,21 @@ impl Server {
     /// Starts the thread of a connection, or refuses the connection.
     fn serve(&self, socket: TcpStream) {
         let socket = Arc::new(socket);
+        let Some(permit) = self.threads.try_acquire() else {
+            METRICS.connections_refused.inc();
+            refuse(&socket);
+            return;
+        };
         let Some(place) = self.places.admit(&socket) else {
             METRICS.connections_refused.inc();
             refuse(&socket);
             return;
         };
         let (served, routes) = (socket.clone(), self.routes.clone());
-        let serve = move || connection::serve(served, place, &routes);
+        let serve = move || {
+            connection::serve(served, place, &routes);
+            drop(permit);
+        };
         let thread = Builder::new().name("connection".to_owned()).stack_size(STACK);
         if let Err(error) = thread.spawn(serve) {
             METRICS.threads_refused.inc();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, never, select};
 
 use super::response::{CACHE_CONTROL, Response};
-use crate::feed::{Cursor, Event, Feed, Page, Status};
+use crate::feed::{Cursor, Event, Feed, Kind, Subscription};
 use crate::source::{PRICE_SOURCE, SIMULATED};
 use crate::system::{METRICS, Permit, random, unix_millis};
 
@@ -50,8 +50,8 @@ pub struct Stream {
     pub patience: Duration,
     /// Since when the client is ahead.
     pub ahead_since: Option<Instant>,
-    /// The last status written.
-    pub told: Option<Status>,
+    /// The version of the last status written.
+    pub status_version: Option<u64>,
     /// Returned when the stream ends.
     pub permit: Permit,
 }
@@ -59,6 +59,7 @@ pub struct Stream {
 impl Stream {
     /// Streams. Blocks until the stream ends.
     pub fn run(mut self, socket: &TcpStream) {
+        METRICS.clients_accepted.inc();
         let reason = match self.stream(socket) {
             Ok(()) => "shutdown",
             Err(error) => match error.kind() {
@@ -78,7 +79,7 @@ impl Stream {
             if self.replace_foreign_position(subscription.status.latest) {
                 continue;
             }
-            self.write_page(socket, subscription.status, &subscription.page)?;
+            self.write_page(socket, &subscription)?;
             drop(subscription.page);
             if let Some(channel) = subscription.channel {
                 self.follow(socket, &channel.live)?;
@@ -105,19 +106,19 @@ impl Stream {
         true
     }
 
-    /// Writes a page, after the opening and the status if the client does not know them.
+    /// Writes a page, after the opening and the status if the client has not received them.
     // Not inlined, so that its frame is not part of every client's stack.
     #[inline(never)]
     fn write_page(
         &mut self,
         mut socket: &TcpStream,
-        status: Status,
-        page: &Page,
+        subscription: &Subscription,
     ) -> io::Result<()> {
+        let Subscription { status, status_version, page, .. } = subscription;
         let mut opening = mem::take(&mut self.opening);
-        if self.told.as_ref().is_none_or(|told| told.reason != status.reason) {
+        if self.status_version != Some(*status_version) {
             status.encode(&mut opening);
-            self.told = Some(status);
+            self.status_version = Some(*status_version);
         }
         if !opening.is_empty() {
             socket.write_all(&opening)?;
@@ -144,7 +145,7 @@ impl Stream {
                 recv(never::<()>()) -> _ => continue,
             };
             let Ok(event) = event else { return Ok(()) };
-            if let Some(timestamp) = event.timestamp {
+            if let Kind::Update { timestamp } = event.kind {
                 if self.replace_foreign_position(Some(timestamp)) {
                     return Ok(());
                 }
@@ -153,11 +154,15 @@ impl Stream {
                 {
                     continue;
                 }
-                socket.write_all(event.wire.as_bytes())?;
-                self.advance(timestamp);
-                METRICS.updates_delivered.inc();
-            } else {
-                socket.write_all(event.wire.as_bytes())?;
+            }
+            socket.write_all(event.wire.as_bytes())?;
+            match event.kind {
+                Kind::Update { timestamp } => {
+                    self.advance(timestamp);
+                    METRICS.updates_delivered.inc();
+                }
+                Kind::Status { version } => self.status_version = Some(version),
+                Kind::Comment => {}
             }
         }
     }
@@ -191,4 +196,70 @@ pub fn opening(head: &Response) -> Vec<u8> {
     // No empty line, here as after comments: for some clients it would be an event of its own.
     let _ = writeln!(bytes, "retry: {retry:.0}");
     bytes
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::feed::{self, History, Update};
+    use crate::system::Semaphore;
+
+    /// Reads lines up to one that contains `end`, and returns the last status among them.
+    fn last_status(client: &mut BufReader<TcpStream>, end: &str) -> String {
+        let (mut line, mut status) = (String::new(), String::new());
+        while !line.contains(end) {
+            line.clear();
+            assert!(client.read_line(&mut line).unwrap() > 0, "the stream ended before {end}");
+            if line.contains("\"stale\"") {
+                status.clone_from(&line);
+            }
+        }
+        status
+    }
+
+    #[test]
+    fn a_status_that_changes_between_two_channels_reaches_every_client() {
+        // Each client subscribes again before or after the change: some of them after it.
+        const CLIENTS: usize = 100;
+        let update = |timestamp| Update { timestamp, price: 1.0 };
+        let retention = Duration::from_secs(1_000_000 * 3600);
+        let (mut publisher, feed) = feed::new(History::new(Some(1), retention, 100), false);
+        publisher.publish(&[update(2)]);
+        let permits = Semaphore::new(CLIENTS as u64);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (served, _) = listener.accept().unwrap();
+            let stream = Stream {
+                feed: feed.clone(),
+                opening: Vec::new(),
+                position: Cursor::Latest,
+                is_id: false,
+                patience: Duration::ZERO,
+                ahead_since: None,
+                status_version: None,
+                permit: permits.try_acquire().unwrap(),
+            };
+            thread::spawn(move || stream.run(&served));
+            let mut client = BufReader::new(client);
+            last_status(&mut client, "id: 2");
+            clients.push(client);
+        }
+        feed.announce(Some("timed out".to_owned()));
+        for client in &mut clients {
+            last_status(client, "\"stale\":true");
+        }
+        publisher.publish(&[update(3), update(4)]);
+        feed.announce(None);
+        publisher.publish(&[update(5)]);
+        for client in &mut clients {
+            let status = last_status(client, "id: 5");
+            assert!(status.contains("\"stale\":false"), "{status}");
+        }
+    }
 }

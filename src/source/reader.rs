@@ -44,6 +44,8 @@ pub struct Position {
     newest: Option<u64>,
     /// Whether updates between `last` and the next entry may be missing.
     after_gap: bool,
+    /// Whether the past has been read: what comes now is live.
+    is_live: bool,
 }
 
 impl Reader {
@@ -64,20 +66,20 @@ impl Reader {
     /// failed before.
     fn read(&mut self, failures: &mut u32, shutdown: &Shutdown) -> RedisResult<()> {
         let mut connection = self.store.connect()?;
-        let is_past = self.position.last.is_none();
-        if is_past {
+        if self.position.last.is_none() {
             self.find_beginning(&mut connection)?;
         }
-        self.take(&mut connection, !is_past)?;
-        if *failures > 1 {
-            log::info!("store: it answers again, after {failures} failed attempts");
-        }
-        *failures = 0;
-        self.standing.set_store_answers(true);
+        self.take(&mut connection)?;
+        self.position.is_live = true;
         self.starting = None;
         while !shutdown.is_set() {
             connection.wait_for_news(self.position.last)?;
-            self.take(&mut connection, true)?;
+            self.take(&mut connection)?;
+            self.standing.set_store_answers(true);
+            if *failures > 1 {
+                log::info!("store: reachable again after {failures} failed attempts");
+            }
+            *failures = 0;
         }
         Ok(())
     }
@@ -89,14 +91,14 @@ impl Reader {
         if let Some(id) = before {
             self.publisher.start_over(id.millis, &[]);
         }
-        self.position = Position { last: before, newest: None, after_gap: before.is_none() };
+        self.position.last = before;
+        self.position.after_gap |= before.is_none();
         Ok(())
     }
 
     /// Publishes the entries after the last one. Reads that one again: if it is no longer there, Redis has
-    /// lost or trimmed entries, and updates may be missing. `is_live`: whether the entries are new, rather than
-    /// the past that is read at the start.
-    fn take(&mut self, connection: &mut Connection, is_live: bool) -> RedisResult<()> {
+    /// lost or trimmed entries, and updates may be missing.
+    fn take(&mut self, connection: &mut Connection) -> RedisResult<()> {
         let mut entries = connection.entries_from(self.position.last)?;
         match (self.position.last, entries.first()) {
             (Some(last), Some(first)) if first.id == last => {
@@ -105,26 +107,25 @@ impl Reader {
             (Some(last), Some(_)) => self.note_gap(last),
             (Some(last), None) => {
                 self.note_gap(last);
-                self.position.last = connection.newest()?;
+                // An entry that was appended in between is still to be read: from the beginning, then.
+                self.position.last = connection.newest()?.filter(|newest| *newest < last);
             }
             (None, _) => {}
         }
         if let Some(last) = entries.last() {
             self.position.last = Some(last.id);
-            self.publish(&entries, is_live);
+            self.publish(&entries);
         }
         Ok(())
     }
 
     fn note_gap(&mut self, last: EntryId) {
-        log::warn!(
-            "store: entry {last} has disappeared, so clients that fell behind receive a gap"
-        );
+        log::warn!("store: entry {last} was trimmed or lost; affected clients receive a gap");
         self.position.after_gap = true;
         self.position.newest = None;
     }
 
-    fn publish(&mut self, entries: &[Entry], is_live: bool) {
+    fn publish(&mut self, entries: &[Entry]) {
         let updates = self.updates_in(entries);
         let Some(newest) = updates.last() else { return };
         self.position.newest = Some(newest.timestamp);
@@ -141,7 +142,8 @@ impl Reader {
             self.publisher.publish(&updates);
         }
         self.position.after_gap = false;
-        if is_live {
+        // The past that is read at the start says nothing about the present.
+        if self.position.is_live {
             // An error means that the service is stopping.
             let _ = self.reports.send(Report::Updated);
         }
@@ -159,7 +161,7 @@ impl Reader {
                     updates.push(Update { timestamp, price });
                     newest = Some(timestamp);
                 }
-                _ => log::warn!("store: entry {} is no update of ours; skipped", entry.id),
+                _ => log::warn!("store: skipping unrecognized entry {}", entry.id),
             }
         }
         updates
@@ -171,7 +173,7 @@ impl Reader {
         if failures == 1 {
             self.standing.set_store_answers(false);
             let error = describe(error);
-            log::warn!("store: cannot read: {error}; no new prices until it answers");
+            log::warn!("store: cannot read: {error}; no new prices until it recovers");
             let _ = self.reports.send(Report::Failed(STORE_FAILED.to_owned()));
         }
     }

@@ -3,8 +3,6 @@
 //! the thread that opened it.
 
 use std::fmt::{self, Display};
-use std::num::ParseIntError;
-use std::str::FromStr;
 use std::time::Duration;
 
 use redis::{Client, ErrorKind, RedisError, RedisResult, ServerErrorKind};
@@ -86,7 +84,8 @@ impl Store {
 
     fn probe(&self) -> RedisResult<()> {
         let mut connection = self.connect()?;
-        connection.newest()?;
+        let newest = connection.newest()?;
+        connection.entries_from(newest)?;
         // No stream takes the id 0-0, so this shows whether we may write.
         let written = redis::cmd("XADD")
             .arg(&[self.key.as_str(), "0-0", "price", "1"])
@@ -148,7 +147,7 @@ impl Connection {
         let newest: Vec<RawEntry> = redis::cmd("XREVRANGE")
             .arg(&[self.key.as_str(), end, "-", "COUNT", "1"])
             .query(&mut self.connection)?;
-        newest.first().map(|(id, _)| parse_id(id)).transpose()
+        first_id(&newest)
     }
 
     /// Blocks until there is an entry after `last`, or for a moment.
@@ -171,14 +170,14 @@ impl Connection {
         entries.iter().map(parse_entry).collect()
     }
 
-    /// Claims the turn to poll for `lease`. `token` tells this process from others.
-    pub fn claim(&mut self, token: &str, lease: Duration) -> RedisResult<Claim> {
+    /// Claims the turn to poll for `lease`.
+    pub fn claim(&mut self, lease: Duration) -> RedisResult<Claim> {
         let turn = self.turn();
         type Reply = (Option<String>, i64, Vec<RawEntry>);
         let (granted, held_for, newest): Reply = redis::pipe()
             .atomic()
             .cmd("SET")
-            .arg(&[turn.as_str(), token, "NX", "PX"])
+            .arg(&[turn.as_str(), "claimed", "NX", "PX"])
             .arg(lease.as_millis() as u64)
             .cmd("PTTL")
             .arg(&turn)
@@ -186,10 +185,11 @@ impl Connection {
             .arg(&[self.key.as_str(), "+", "-", "COUNT", "1"])
             .query(&mut self.connection)?;
         if granted.is_none() {
-            return Ok(Claim::Held(Duration::from_millis(held_for.max(0) as u64)));
+            // Negative if the key does not expire, which is none of our doing.
+            let held_for = u64::try_from(held_for).map_or(lease, Duration::from_millis);
+            return Ok(Claim::Held(held_for));
         }
-        let newest = newest.first().map(|(id, _)| parse_id(id)).transpose()?;
-        Ok(Claim::Granted { newest })
+        Ok(Claim::Granted { newest: first_id(&newest)? })
     }
 
     /// Gives the turn back.
@@ -235,20 +235,20 @@ impl Display for EntryId {
     }
 }
 
-impl FromStr for EntryId {
-    type Err = ParseIntError;
-
-    fn from_str(text: &str) -> Result<EntryId, ParseIntError> {
-        let (millis, sequence) = text.split_once('-').unwrap_or((text, ""));
-        Ok(EntryId { millis: millis.parse()?, sequence: sequence.parse()? })
-    }
+fn first_id(entries: &[RawEntry]) -> RedisResult<Option<EntryId>> {
+    entries.first().map(|(id, _)| parse_id(id)).transpose()
 }
 
 fn parse_id(text: &str) -> RedisResult<EntryId> {
-    text.parse().map_err(|_| RedisError::from((ErrorKind::Parse, "an id is not two numbers")))
+    if let Some((millis, sequence)) = text.split_once('-')
+        && let (Ok(millis), Ok(sequence)) = (millis.parse(), sequence.parse())
+    {
+        return Ok(EntryId { millis, sequence });
+    }
+    Err(RedisError::from((ErrorKind::Parse, "an id is not two numbers")))
 }
 
-/// Reads an entry. Anybody may write to the stream, so anything may be in it.
+/// Reads an entry. Other clients may write to the stream, so anything may be in it.
 fn parse_entry((id, fields): &RawEntry) -> RedisResult<Entry> {
     let id = parse_id(id)?;
     let price = match fields.as_slice() {

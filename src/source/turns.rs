@@ -2,11 +2,10 @@
 //! that appended the newest update is due one interval after it; any other one when it has heard no news
 //! for a little longer. Runs on the thread `poller`; shares the feed, and is woken by the reader.
 
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, at, select};
+use crossbeam_channel::{Receiver, at, select_biased};
 use redis::RedisResult;
 
 use super::Standing;
@@ -21,10 +20,10 @@ use crate::system::{METRICS, RateLimitedLog, Shutdown, random};
 /// a random part of up to `RANDOM_SILENCE`, so that they do not all claim it at once.
 const SHORTEST_SILENCE: f64 = 1.1;
 const RANDOM_SILENCE: f64 = 0.2;
-/// The lease, in fetch timeouts. It spares the source; what is appended twice, Redis refuses.
+/// The lease, in fetch timeouts. It only spares the source: Redis refuses an id that is not new.
 const LEASE: f64 = 1.1;
-/// The reason of stale prices that clients see if updates cannot be appended.
-const STORE_FAILED: &str = "the store takes no updates";
+/// The reason for stale prices that clients see if updates cannot be appended.
+const STORE_FAILED: &str = "the store refuses updates";
 
 pub struct Turns {
     poller: Poller,
@@ -33,8 +32,6 @@ pub struct Turns {
     standing: Arc<Standing>,
     news: Receiver<()>,
     lease: Duration,
-    /// Tells this process from others in the store.
-    token: String,
     /// The timestamp of the last update that this process appended.
     own: Option<u64>,
     /// The newest entry of the stream that this process knows of. It may be one that the reader skips.
@@ -60,7 +57,6 @@ impl Turns {
             standing,
             news,
             lease,
-            token: format!("{}-{:x}", std::process::id(), (random() * 1e15) as u64),
             own: None,
             seen: None,
             tick: Instant::now(),
@@ -77,7 +73,8 @@ impl Turns {
         // The past that was read at the start is no news.
         let _ = self.news.try_recv();
         loop {
-            select! {
+            // News first: a process that was stopped finds both news and an expired timer.
+            select_biased! {
                 recv(shutdown.closed) -> _ => return,
                 recv(self.news) -> news => match news {
                     Ok(()) => due = self.due_after_news(),
@@ -114,10 +111,10 @@ impl Turns {
     fn take_turn(&mut self, shutdown: &Shutdown) -> Instant {
         let due = match self.try_turn(shutdown) {
             Ok(due) => due,
+            // If the store does not answer, the reader reports it.
             Err(error) => {
-                METRICS.store_errors.inc(&[&"append"]);
-                self.poller.report(Report::Failed(STORE_FAILED.to_owned()));
-                self.log_error(&describe(&error));
+                METRICS.store_errors.inc(&[&"claim"]);
+                self.errors.warn(format_args!("store: cannot poll: {}", describe(&error)));
                 Instant::now() + self.silence()
             }
         };
@@ -125,15 +122,15 @@ impl Turns {
     }
 
     fn try_turn(&mut self, shutdown: &Shutdown) -> RedisResult<Instant> {
-        // A connection for each turn: its state is never in doubt, and while the store is unreachable the
-        // source is spared.
+        let known = self.feed.latest().map(|update| update.timestamp);
+        // A connection for each turn: its state is never in doubt, and while the store is unreachable nothing is
+        // fetched.
         let mut connection = self.store.connect()?;
         let begun = Instant::now();
-        let newest = match connection.claim(&self.token, self.lease)? {
+        let newest = match connection.claim(self.lease)? {
             Claim::Granted { newest } => newest.map(|id| id.millis),
             Claim::Held(time) => return Ok(begun + time),
         };
-        let known = self.feed.latest().map(|update| update.timestamp);
         if newest > known.max(self.seen) {
             // The reader is about to bring news: this process was not due.
             self.seen = newest;
@@ -143,31 +140,30 @@ impl Turns {
         self.tick = begun;
         let price = self.poller.poll(shutdown);
         let timestamp = self.feed.next_timestamp();
-        if begun.elapsed() >= self.lease {
-            // This process was stopped meanwhile. The price is old, and the turn no longer ours.
-            return Ok(Instant::now() + self.silence());
+        if let Some(price) = price
+            && begun.elapsed() < self.lease
+        {
+            self.append(&mut connection, Update { timestamp, price });
         }
-        let appended = match price {
-            Some(price) => self.append(&mut connection, Update { timestamp, price }),
-            None => Ok(()),
-        };
-        // Also after an error: another process may fare better.
-        connection.release()?;
-        appended?;
+        // After the lease (this process was stopped, or the store was slow) the turn may be another's.
+        if begun.elapsed() < self.lease {
+            connection.release()?;
+        }
         Ok(next_tick(self.tick, self.poller.interval))
     }
 
-    fn append(&mut self, connection: &mut Connection, update: Update) -> RedisResult<()> {
+    fn append(&mut self, connection: &mut Connection, update: Update) {
         // Noted first: if the answer is lost, the update may be there all the same, and this process is due
         // again.
         self.own = Some(update.timestamp);
-        if !connection.append(update)? {
-            self.log_error(&format_args!("update {} came too late", update.timestamp));
+        match connection.append(update) {
+            Ok(true) => {}
+            Ok(false) => log::info!("store: update {} was too late; dropped", update.timestamp),
+            Err(error) => {
+                METRICS.store_errors.inc(&[&"append"]);
+                self.poller.report(Report::Failed(STORE_FAILED.to_owned()));
+                self.errors.warn(format_args!("store: cannot append: {}", describe(&error)));
+            }
         }
-        Ok(())
-    }
-
-    fn log_error(&self, error: &dyn Display) {
-        self.errors.warn(format_args!("store: no update appended: {error}"));
     }
 }

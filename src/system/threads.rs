@@ -112,8 +112,11 @@ impl Threads {
         select.recv(closed);
         select.recv(&self.signals);
         select.recv(&self.ended);
-        // It leaves the message for `wait`.
-        select.ready();
+        let is_closed = || closed.try_recv() == Err(TryRecvError::Disconnected);
+        while !is_closed() && self.signals.is_empty() && self.ended.is_empty() {
+            // Leaves a message for `wait`. May wake up spuriously.
+            select.ready();
+        }
     }
 
     /// Registers what wakes a thread that may wait for a socket when the shutdown begins.
