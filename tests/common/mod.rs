@@ -4,10 +4,12 @@
 // Each test file is a program of its own and uses another part of this.
 #![allow(dead_code)]
 
+pub mod redis;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -277,16 +279,21 @@ impl Server {
 
     /// What a command says that is to end by itself and with an error.
     pub fn refused(command: &mut Command) -> String {
+        let output = Server::exits(command);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        error
+    }
+
+    /// Runs a command that should exit on its own; if it does not, it is killed.
+    pub fn exits(command: &mut Command) -> Output {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let deadline = Instant::now() + PATIENCE;
         while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
         }
         let _ = child.kill();
-        let output = child.wait_with_output().unwrap();
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{error}");
-        error
+        child.wait_with_output().unwrap()
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -506,6 +513,17 @@ impl Stream {
         let head = read_head(&mut reader).expect("a response head");
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         Stream { head, reader }
+    }
+
+    /// Continues after a `Last-Event-ID`; `None` if the server is gone, frozen or full. Afterwards
+    /// `try_next` returns `None` when nothing comes within `patience`.
+    pub fn try_open(server: SocketAddr, headers: &str, patience: Duration) -> Option<Stream> {
+        let mut connection = TcpStream::connect_timeout(&server, patience).ok()?;
+        connection.set_read_timeout(Some(patience)).ok()?;
+        write!(connection, "GET /stream HTTP/1.1\r\nHost: x\r\n{headers}\r\n").ok()?;
+        let mut reader = BufReader::new(connection);
+        let head = read_head(&mut reader)?;
+        head.starts_with("HTTP/1.1 200").then_some(Stream { head, reader })
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
