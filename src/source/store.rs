@@ -86,6 +86,7 @@ impl Store {
         let mut connection = self.connect()?;
         let newest = connection.newest()?;
         connection.entries_from(newest)?;
+        connection.turn_held_for()?;
         // No stream takes the id 0-0, so this shows whether we may write.
         let written = redis::cmd("XADD")
             .arg(&[self.key.as_str(), "0-0", "price", "1"])
@@ -192,6 +193,11 @@ impl Connection {
         Ok(Claim::Granted { newest: first_id(&newest)? })
     }
 
+    /// Returns for how many milliseconds the turn is held; negative if it is not.
+    fn turn_held_for(&mut self) -> RedisResult<i64> {
+        redis::cmd("PTTL").arg(self.turn()).query(&mut self.connection)
+    }
+
     /// Gives the turn back.
     pub fn release(&mut self) -> RedisResult<()> {
         redis::cmd("DEL").arg(self.turn()).query(&mut self.connection)
@@ -274,6 +280,12 @@ pub fn describe(error: &RedisError) -> String {
     if error.is_timeout() {
         return "timed out".to_owned();
     }
-    let text = error.to_string();
+    // Of a transaction that failed, the first error.
+    let text = match error.clone().into_server_errors().as_deref() {
+        Some([(_, first), ..]) => {
+            format!("{} {}", first.code(), first.details().unwrap_or_default())
+        }
+        _ => error.to_string(),
+    };
     text.lines().next().unwrap_or_default().to_owned()
 }

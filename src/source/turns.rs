@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, select_biased};
-use redis::RedisResult;
+use redis::{RedisError, RedisResult};
 
 use super::Standing;
 use super::fetch;
@@ -111,10 +111,9 @@ impl Turns {
     fn take_turn(&mut self, shutdown: &Shutdown) -> Instant {
         let due = match self.try_turn(shutdown) {
             Ok(due) => due,
-            // If the store does not answer, the reader reports it.
             Err(error) => {
                 METRICS.store_errors.inc(&[&"claim"]);
-                self.errors.warn(format_args!("store: cannot poll: {}", describe(&error)));
+                self.fail("claim the turn", &error);
                 Instant::now() + self.silence()
             }
         };
@@ -158,12 +157,23 @@ impl Turns {
         self.own = Some(update.timestamp);
         match connection.append(update) {
             Ok(true) => {}
-            Ok(false) => log::info!("store: update {} was too late; dropped", update.timestamp),
+            Ok(false) => self.errors.warn(format_args!(
+                "store: update {} dropped, because an entry is newer; if that entry's id is in the future, delete \
+                 the key to start over",
+                update.timestamp
+            )),
             Err(error) => {
                 METRICS.store_errors.inc(&[&"append"]);
-                self.poller.report(Report::Failed(STORE_FAILED.to_owned()));
-                self.errors.warn(format_args!("store: cannot append: {}", describe(&error)));
+                self.fail("append", &error);
             }
+        }
+    }
+
+    fn fail(&self, action: &str, error: &RedisError) {
+        self.errors.warn(format_args!("store: cannot {action}: {}", describe(error)));
+        // If the store does not answer at all, the reader reports it.
+        if !error.is_io_error() {
+            self.poller.report(Report::Failed(STORE_FAILED.to_owned()));
         }
     }
 }
