@@ -32,8 +32,8 @@ pub struct Config {
     #[arg(long, env = "BTC_TICKER_ADMIN", value_name = "ADDRESS", value_parser = address)]
     pub admin: Option<SocketAddr>,
 
-    /// Where prices come from; auto is CoinDesk if COINDESK_API_KEY is set, else Coinbase, or the
-    /// --source-url without a key
+    /// Where prices come from; auto is CoinDesk if COINDESK_API_KEY is set, else Coinbase; with
+    /// --source-url it is that URL, and no key is sent
     #[arg(long, env = "BTC_TICKER_SOURCE", default_value = "auto", value_enum)]
     source: Preset,
 
@@ -47,7 +47,7 @@ pub struct Config {
 
     // Parsed by `Store::new`: clap would print the value, and the password in it.
     /// Redis stream that keeps updates and is shared by several processes; without it, updates are
-    /// kept in memory. A password belongs into the variable: ps shows options to every user
+    /// kept in memory. A password belongs in the environment variable: ps shows options to every user
     #[arg(long, env = "BTC_TICKER_STORE", value_name = "REDIS_URL", hide_env_values = true)]
     store: Option<String>,
 
@@ -98,7 +98,7 @@ impl Config {
         config
     }
 
-    /// Returns why the options make no sense together, if they do not.
+    /// Returns the first conflict between options.
     fn contradiction(&self) -> Option<&'static str> {
         if self.retention < self.interval {
             return Some(
@@ -134,7 +134,7 @@ impl Config {
         }
     }
 
-    /// Returns where that source is asked. (The demo has its URL once it is started.)
+    /// Returns the endpoint of that source. (The demo has its URL once it is started.)
     pub fn endpoint(&self, source: &Source) -> Endpoint {
         let usual = source.endpoint();
         Endpoint {
@@ -203,7 +203,7 @@ fn client_count(text: &str) -> Result<u64, &'static str> {
 }
 
 fn url(text: &str) -> Result<String, &'static str> {
-    const FORM: &str = "write a whole URL, such as https://api.example.com/btc";
+    const FORM: &str = "write an absolute URL, such as https://api.example.com/btc";
     let uri: Uri = text.parse().map_err(|_| FORM)?;
     match uri.scheme_str() {
         Some("http" | "https") if uri.host().is_some() => Ok(text.to_owned()),

@@ -10,10 +10,10 @@
 //!  Redis stream ------------> reader        accept
 //! ```
 //!
-//! `poller`, `reader`, `janitor`, `heartbeat` and `accept` are one thread each; `connection` is one for
-//! each client. A client takes the last page of its backlog and a channel for what follows in one critical
-//! section. The channel is bounded: a client that falls behind loses it, and subscribes again from its last
-//! update. Threads end when the shutdown channel closes; `main` wakes those that wait for a socket. Streams
+//! `poller`, `reader`, `janitor`, `heartbeat`, `accept` and `log` each run on a thread of their own; every
+//! client has a `connection` thread. A client takes the last page of its backlog and a channel for what
+//! follows in one critical section. The channel is bounded: a client that falls behind loses it, and
+//! subscribes again from its last update. Threads end when the shutdown channel closes; `main` wakes those that wait for a socket. Streams
 //! end when the feed closes.
 //!
 //! The modules, in the order in which an update travels through them. Dependencies run `http`, `source`,
@@ -26,7 +26,7 @@
 //! 2. [`feed`]: publish/subscribe. `history` keeps updates for clients that were away; `event` is the wire
 //!    form, `cursor` a client's position; `freshness` decides when prices are stale; `janitor` and
 //!    `heartbeat` are threads.
-//! 3. [`http`]: how updates reach a client. `server` accepts, `places` decides who may connect, `connection`
+//! 3. [`http`]: how updates reach a client. `server` accepts, `places` limits the connections, `connection`
 //!    is the thread of each client, `request`, `routes`, `response` and `pages` answer, `stream` streams.
 //! 4. [`system`]: threads, limits, clock, log and metrics.
 //!

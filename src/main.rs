@@ -1,5 +1,5 @@
-//! btc-ticker from start to end: read the configuration, start the threads, wait for a signal, and shut
-//! down in order.
+//! Start-up and shutdown: reads the configuration, starts the threads, waits for a signal, and stops
+//! everything in order.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -22,14 +22,13 @@ use btc_ticker::system::{
 use btc_ticker::system::{health, kernel, logging};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
-/// The most updates retained, whatever interval and retention are: some 30 MB.
-const MOST_UPDATES: usize = 100_000;
-/// Reports to the heartbeat that may wait. It handles each at once, so the senders hardly ever block.
-const REPORTS: usize = 16;
-/// Connections of the management address. They come out of the descriptors that `Limits` leaves free.
+/// The maximum number of retained updates, regardless of interval and retention; about 30 MB.
+const MAX_UPDATES: usize = 100_000;
+/// The capacity of the report channel. The heartbeat drains it at once, so senders rarely block.
+const REPORT_CAPACITY: usize = 16;
+/// The connection limit of the management address, drawn from the descriptors that `Limits` reserves.
 const ADMIN_CONNECTIONS: u64 = 8;
-/// How long shutdown waits for threads. The process then exits without those that wait for a name look-up
-/// or a store that hangs.
+/// The shutdown timeout. Threads that still wait, for a name look-up or a store that hangs, are abandoned.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 
 fn main() -> ExitCode {
@@ -76,8 +75,8 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         if source.is_simulated() { demo::start(&mut threads)? } else { config.endpoint(&source) };
     log::info!("btc-ticker {} on http://{address}", env!("CARGO_PKG_VERSION"));
     let (name, host) = (source.name(), endpoint.host());
-    // What is really kept: the number of updates is limited, too.
-    let kept = retention.min(interval.saturating_mul(MOST_UPDATES as u32));
+    // The effective retention: the number of updates is limited, too.
+    let kept = retention.min(interval.saturating_mul(MAX_UPDATES as u32));
     let (every, kept) = (format_duration(interval), format_duration(kept));
     log::info!("{name} ({host}) every {every}, kept for {kept}");
     let store = config.store()?;
@@ -87,10 +86,10 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
 
     // The feed, its janitor and its heartbeat.
     let complete_since = if store.is_some() { None } else { Some(unix_millis()) };
-    let history = History::new(complete_since, retention, MOST_UPDATES);
+    let history = History::new(complete_since, retention, MAX_UPDATES);
     let (publisher, feed) = feed::new(history, source.is_simulated());
     let standing = Arc::new(Standing::new(store.is_some()));
-    let (reports, reported) = bounded(REPORTS);
+    let (reports, reported) = bounded(REPORT_CAPACITY);
     let janitor_feed = feed.clone();
     threads.spawn("janitor", move |shutdown| janitor::run(&janitor_feed, shutdown))?;
     let (heartbeat_feed, idle) = (feed.clone(), config.heartbeat);
@@ -116,7 +115,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
             position: Position::default(),
         };
         threads.spawn("reader", move |shutdown| reader.run(shutdown))?;
-        // The past first: a client that is served earlier would receive it as if it were new.
+        // The past first: a client that is accepted earlier would receive it as live updates.
         threads.wait_for(&started);
         let turns = Turns::new(poller, store, polled_feed, standing.clone(), heard);
         threads.spawn("poller", move |shutdown| turns.run(shutdown))?;
@@ -138,7 +137,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     );
     if let Some(listener) = admin {
         log::info!("health and metrics on http://{}", listener.local_addr()?);
-        // Permits of its own, so that clients cannot take them.
+        // Permits of its own, so that clients cannot exhaust them.
         let permits = Semaphore::new(ADMIN_CONNECTIONS);
         let server = Server::new(listener, permits, routes.with_scope(Scope::Admin));
         serve(&mut threads, "accept-admin", server)?;

@@ -11,11 +11,11 @@ pub enum Cursor {
     Beginning,
     /// All updates with a timestamp above this one (Unix milliseconds).
     After(u64),
-    /// An id that is none of this feed's: a `gap`, then the same as `Latest`. The id, if it is a number.
+    /// An id that this feed never issued: a `gap`, then the same as `Latest`. The id, if it is a number.
     Foreign(Option<u64>),
 }
 
-/// Unix time in seconds, milliseconds, microseconds or nanoseconds, told apart by its size: each border is
+/// Unix time in seconds, milliseconds, microseconds or nanoseconds, told apart by its size: each boundary is
 /// 3 March 1973 in the finer unit and the year 5138 in the coarser one.
 const MILLIS_FROM: u64 = 100_000_000_000;
 const MICROS_FROM: u64 = MILLIS_FROM * 1_000;
@@ -34,8 +34,8 @@ impl Cursor {
         }
     }
 
-    /// Parses the header `Last-Event-ID`. An id that is no time was given out by another server, before
-    /// this one had its address.
+    /// Parses the header `Last-Event-ID`. An id that is no time comes from another server that had
+    /// this address before.
     pub fn from_id(text: &str) -> Cursor {
         Cursor::parse(text).unwrap_or(Cursor::Foreign(None))
     }

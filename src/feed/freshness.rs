@@ -25,7 +25,7 @@ pub struct Freshness {
     is_stale: bool,
 }
 
-/// A change that clients are to be told about.
+/// A change to announce to clients.
 #[derive(Debug, PartialEq)]
 pub enum Change {
     Fresh,

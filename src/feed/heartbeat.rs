@@ -1,6 +1,6 @@
 //! The heartbeat: a thread that keeps idle streams open and announces when prices become stale or fresh.
-//! Owns the freshness; shares the feed. It waits for no other thread, so clients are told even if the
-//! poller hangs.
+//! Owns the freshness; shares the feed. It waits for no other thread, so staleness is announced even
+//! if the poller hangs.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ pub fn run(
                     }
                     freshness.report(report, Instant::now());
                 }
-                // The service is stopping.
+                // All reporting threads have ended: the service is stopping.
                 Err(_) => return,
             },
             recv(at(next)) -> _ => {}

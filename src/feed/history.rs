@@ -1,4 +1,4 @@
-//! The history: the updates that are retained, and since when none is missing. Owned by the feed, which
+//! The history: the retained updates, and the point from which they are complete. Owned by the feed, which
 //! calls all of this under its lock.
 
 use std::collections::VecDeque;
@@ -69,7 +69,7 @@ impl History {
         History { entries: VecDeque::new(), complete_since, retention, capacity }
     }
 
-    /// Drops all updates. Nothing is missing after `complete_since` (Unix milliseconds).
+    /// Drops all updates. The history is complete from `complete_since` (Unix milliseconds).
     pub fn start_over(&mut self, complete_since: u64) {
         self.entries.clear();
         self.complete_since = Some(complete_since);

@@ -17,7 +17,7 @@ use crate::system::METRICS;
 
 /// A connection is closed if its buffers are full and the client reads nothing for this long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Most responses fit, and leave in one piece. More than 1 KiB, because glibc keeps smaller blocks in a
+/// Most responses fit, and are sent in one write. More than 1 KiB, because glibc keeps smaller blocks in a
 /// cache of the thread, and the thread of a stream lives for hours.
 const WRITE_BUFFER: usize = 4 * 1024;
 /// How long, and for how many bytes, a client may keep sending after its last answer.
@@ -43,7 +43,7 @@ pub fn serve(socket: Arc<TcpStream>, mut place: Place, routes: &Routes) {
 }
 
 /// Answers requests, until there are no more or one asks for a stream, which it returns.
-// Not inlined: it has returned, and its stack and buffers are free, before a stream begins.
+// Not inlined, so that its stack frame is released before a stream begins.
 #[inline(never)]
 fn answer_all(
     socket: &TcpStream,
@@ -89,7 +89,7 @@ fn send(socket: &TcpStream, response: &Response, keep_alive: bool) -> io::Result
         Ok(()) => writer.flush(),
         Err(error) => Err(error),
     };
-    // Taken apart: a writer that is dropped after an error would try, and wait, once more.
+    // Taken apart, because dropping it would flush, and block, once more.
     let _ = writer.into_parts();
     sent
 }

@@ -1,5 +1,5 @@
 //! The public side: HTTP, from the accept loop to the last byte of a stream. A connection is one
-//! descriptor and one thread, from accept to close. This module stands on all others.
+//! descriptor and one thread, from accept to close. This module depends on all others.
 
 mod connection;
 mod pages;

@@ -1,6 +1,6 @@
-//! Places: who may connect. Every connection holds a permit. When all are taken, the connection that has
-//! gone longest without sending a whole request is closed for a new one, unless it streams: so half a
-//! request, an idle connection or a reader that stalls cannot keep health checks out. Shared by the thread
+//! Places: admission of connections. Every connection holds a permit. When all are taken, the connection that
+//! has gone longest without sending a whole request is closed for a new one, unless it streams: half a
+//! request, an idle connection or a stalled reader cannot starve health checks. Shared by the thread
 //! `accept` and all connections.
 
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ impl Place {
         }
     }
 
-    /// Takes the permit for a stream, which no newcomer may displace. Returns `None` if one just has.
+    /// Takes the permit for a stream, which no new connection may displace. Returns `None` if one just has.
     pub fn keep(self) -> Option<Permit> {
         let occupied = self.places.list.lock().occupied.remove(&self.number)?;
         Some(occupied.permit)

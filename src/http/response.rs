@@ -8,7 +8,7 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use serde_json::json;
 use ureq::http::StatusCode;
 
-/// For what is true only now. `no-transform`, because a proxy that compresses a stream holds it back.
+/// For live data. `no-transform`, because a proxy that compresses a stream holds it back.
 pub const CACHE_CONTROL: &str = "no-store, no-transform";
 
 /// The answer to one request.
@@ -45,7 +45,7 @@ impl Response {
         Response::json(status, json!({"error": message}).to_string())
     }
 
-    /// An error that passes, and after how many seconds to retry.
+    /// A temporary error, and after how many seconds to retry.
     pub fn unavailable(message: &str) -> Response {
         Response::error(StatusCode::SERVICE_UNAVAILABLE, message).header("Retry-After", "5")
     }

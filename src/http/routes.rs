@@ -36,7 +36,7 @@ pub enum Scope {
     Admin,
 }
 
-/// What the answers are made of. Created once, by `main`.
+/// The state from which responses are built. Created once, by `main`.
 #[derive(Clone)]
 pub struct Routes {
     scope: Scope,
@@ -52,7 +52,7 @@ pub struct Routes {
     streams: Arc<Semaphore>,
 }
 
-/// What becomes of a request.
+/// The outcome of a request.
 pub enum Answer {
     Response(Response),
     /// Boxed, so that it is no part of every stack frame on its way.
@@ -151,7 +151,7 @@ impl Routes {
     }
 
     fn stream(&self, request: &Request) -> Answer {
-        // A browser that reconnects sends both forms, and the header is newer.
+        // A browser that reconnects sends both; the header is newer.
         let position = match &request.last_event_id {
             Some(id) => Cursor::from_id(id),
             None => match since(request) {

@@ -22,7 +22,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// The listen queue; the kernel lowers it to `net.core.somaxconn`. std asks for 128, and a burst of clients
 /// then waits for SYN retransmission.
 const LISTEN_QUEUE: i32 = 16_384;
-/// The kernel's buffers per connection; it doubles the numbers. The send buffer holds the backlog of an
+/// The kernel's buffers per connection; Linux doubles the numbers. The send buffer holds the backlog of an
 /// hour. The receive buffer is small because a stream reads nothing.
 const SEND_BUFFER: usize = 64 * 1024;
 const RECEIVE_BUFFER: usize = 16 * 1024;
@@ -31,7 +31,7 @@ const STACK: usize = 128 * 1024;
 /// Connections that have lost their place and whose threads have not ended yet. They come out of the
 /// descriptors and mappings that `Limits` leaves free.
 const MOST_DISPLACED: u64 = 16;
-/// The pause after `accept` failed, usually for want of descriptors. Connections wait in the queue meanwhile.
+/// The pause after `accept` failed, usually because of descriptor exhaustion. Connections wait in the queue meanwhile.
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub struct Server {
@@ -66,7 +66,7 @@ impl Server {
         Arc::new(Server { listener, threads, places, routes: Arc::new(routes), errors })
     }
 
-    /// Accepts connections until the service stops. Survives every error.
+    /// Accepts connections until the service stops. Retries after errors.
     pub fn accept(&self, shutdown: &Shutdown) {
         while !shutdown.is_set() {
             match self.listener.accept() {
@@ -119,7 +119,7 @@ impl Server {
 /// unread bytes resets the connection, and the answer could be lost.
 fn refuse(mut socket: &TcpStream) {
     let (mut read, mut written) = ([0; MAX_HEAD], Vec::new());
-    let response = Response::unavailable("there are too many connections; retry later");
+    let response = Response::unavailable("too many connections; retry later");
     // Any of these may fail if the client has disconnected, which needs no handling.
     let _ = response.write_to(&mut written, false);
     let _ = socket.set_nonblocking(true);

@@ -14,8 +14,7 @@ use crate::feed::{Cursor, Event, Feed, Kind, Subscription};
 use crate::source::{PRICE_SOURCE, SIMULATED};
 use crate::system::{METRICS, Permit, random, unix_millis};
 
-/// Clients reconnect after 2 to 5 s, each after another pause: a restart would otherwise bring them back
-/// all at once.
+/// Clients reconnect after 2 to 5 s, with jitter: a restart would otherwise bring them back all at once.
 const SHORTEST_RETRY_MS: f64 = 2_000.0;
 const LONGEST_RETRY_MS: f64 = 5_000.0;
 /// A live stream whose peer is unreachable ends after this. Otherwise the kernel would retransmit for some
@@ -36,7 +35,7 @@ pub fn head(is_simulated: bool) -> Response {
     }
 }
 
-/// What a client's thread has while it streams.
+/// The state of one stream.
 pub struct Stream {
     pub feed: Arc<Feed>,
     /// The head of the response. Empty once it is written.

@@ -1,4 +1,4 @@
-//! Why a fetch failed. Whatever a source gets wrong becomes one of these, never a price.
+//! Why a fetch failed. Whatever a source does wrong becomes one of these reasons, never a price.
 
 use std::fmt::{self, Display};
 use std::io::ErrorKind;
@@ -47,9 +47,9 @@ impl Display for Reason {
 #[derive(Debug)]
 pub struct FetchError {
     pub reason: Reason,
-    /// For the log alone.
+    /// Logged, never sent to clients.
     pub detail: String,
-    /// How long the source asks to be left alone, if it does.
+    /// `Retry-After`, if present.
     pub retry_after: Option<Duration>,
 }
 
@@ -80,7 +80,7 @@ impl From<Error> for FetchError {
 }
 
 fn tls_reason(error: &Error) -> Reason {
-    // The type of the error is rustls's, which is no dependency of ours.
+    // rustls is not a direct dependency, so the text has to do.
     if error.to_string().contains("certificate") {
         Reason::CertificateRefused
     } else {

@@ -12,12 +12,12 @@ use ureq::tls::{RootCerts, TlsConfig};
 use super::error::{FetchError, Reason};
 use super::{Endpoint, PRICE_SOURCE, Source};
 
-/// A price document has a few KiB.
+/// A price document is a few KiB.
 const MAX_ANSWER: u64 = 64 * 1024;
-/// How many characters of a useless answer the log shows.
+/// How many characters of an unusable answer the log shows.
 const SHOWN: usize = 200;
 
-/// The longest fetch, in intervals and at all. Two intervals leave room for a name server that does not
+/// A fetch may take two intervals, at most 30 s. Two intervals leave room for a name server that does not
 /// answer: resolvers ask the next one after 5 seconds.
 const TIMEOUT_INTERVALS: u32 = 2;
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,7 +27,7 @@ pub fn timeout(interval: Duration) -> Duration {
     (interval * TIMEOUT_INTERVALS).min(LONGEST_TIMEOUT)
 }
 
-/// A source and the HTTP client that asks it.
+/// A source and the HTTP client for it.
 pub struct Fetcher {
     source: Source,
     endpoint: Endpoint,
@@ -47,7 +47,7 @@ impl Fetcher {
             .timeout_global(Some(timeout))
             // A little shorter, so that the error names the look-up.
             .timeout_resolve(Some(timeout.mul_f64(0.95)))
-            // A kept connection that the server closes in the same moment would fail the fetch.
+            // The server may close an idle connection just as a fetch starts.
             .max_idle_connections(0);
         if source.is_simulated() {
             // This process serves the demo itself: no proxy is needed, whatever the environment says.
@@ -91,16 +91,16 @@ impl Fetcher {
     }
 
     fn price_in(&self, answer: &[u8]) -> Result<f64, FetchError> {
-        let useless = |reason, what: &str| {
+        let unusable = |reason, what: &str| {
             FetchError::new(reason, format!("{what}; {}", self.start_of(answer)))
         };
         let json: Value = match serde_json::from_slice(answer) {
             Ok(json) => json,
-            Err(error) => return Err(useless(Reason::NotJson, &error.to_string())),
+            Err(error) => return Err(unusable(Reason::NotJson, &error.to_string())),
         };
         let pointer = &self.endpoint.pointer;
         let price = match json.pointer(pointer) {
-            None => return Err(useless(Reason::NoPrice, &format!("nothing at {pointer}"))),
+            None => return Err(unusable(Reason::NoPrice, &format!("nothing at {pointer}"))),
             Some(Value::String(text)) => text.trim().parse().ok(),
             Some(other) => other.as_f64(),
         };
@@ -108,12 +108,12 @@ impl Fetcher {
             Some(price) if price > 0.0 && price.is_finite() => Ok(price),
             _ => {
                 let what = format!("the value at {pointer} is not a number above zero");
-                Err(useless(Reason::NotAPrice, &what))
+                Err(unusable(Reason::NotAPrice, &what))
             }
         }
     }
 
-    /// Returns the start of an answer, fit for the log: quoted, and without our key.
+    /// Returns the start of an answer, safe to log: quoted, and without the key.
     fn start_of(&self, answer: &[u8]) -> String {
         let mut text = String::from_utf8_lossy(answer).into_owned();
         if let Source::CoinDesk { key: Some(key) } = &self.source {
@@ -123,7 +123,7 @@ impl Fetcher {
     }
 }
 
-/// Returns how long the source asks to be left alone. A date, which the standard allows too, is ignored.
+/// Parses `Retry-After` in seconds. A date, which the standard allows too, is ignored.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("Retry-After")?.to_str().ok()?;
     let seconds = text.trim().parse().ok()?;

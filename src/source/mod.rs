@@ -1,5 +1,5 @@
-//! Where prices come from: the known sources, and what fetching from one needs. This module knows the feed,
-//! to which it publishes, and nothing of clients.
+//! Where prices come from: the known sources, fetching, polling, and the shared store. This module publishes
+//! to the feed and does not depend on `http`.
 
 pub mod demo;
 mod error;
@@ -33,7 +33,7 @@ pub enum Source {
     Demo,
 }
 
-/// Where a source is asked, and where the price is in its answer.
+/// The URL to request, and where the price is in the answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
     pub url: String,
@@ -56,7 +56,7 @@ impl Source {
         *self == Source::Demo
     }
 
-    /// The usual endpoint; that of the demo has no URL until it is started.
+    /// The default endpoint. That of a custom source, or of a demo that is not started, has no URL yet.
     pub fn endpoint(&self) -> Endpoint {
         let (url, pointer) = match self {
             Source::CoinDesk { .. } => (
@@ -84,7 +84,7 @@ impl Source {
 }
 
 impl Endpoint {
-    /// The host, fit for the log: the rest of the URL may contain secrets.
+    /// The host, which is safe to log: the rest of the URL may contain secrets.
     pub fn host(&self) -> String {
         match self.url.parse::<Uri>() {
             Ok(uri) => uri.host().unwrap_or("?").to_owned(),

@@ -18,12 +18,12 @@ pub struct Outage {
     interval: Duration,
     failures: u32,
     last_reason: Option<Reason>,
-    /// The source is left alone until this instant.
+    /// No fetch before this instant.
     pub retry_at: Instant,
 }
 
 impl Outage {
-    /// `interval` is how often the source is asked while it works.
+    /// `interval` is the polling interval.
     pub fn new(source: &Source, interval: Duration) -> Outage {
         Outage {
             name: source.name(),
@@ -66,7 +66,7 @@ impl Outage {
     }
 }
 
-/// Returns the pause after this many failures. None after the first: the next tick comes anyway. Then it
+/// Returns the pause after this many failures: zero after the first, because the next tick retries; then it
 /// doubles from the interval to a minute, with jitter, so that many processes do not retry together.
 fn backoff(failures: u32, interval: Duration) -> Duration {
     if failures == 1 {

@@ -1,5 +1,5 @@
 //! The poller: a thread that fetches the price at every tick and publishes it. Owns the publisher; shares
-//! the feed. It waits for the source, and never for a client. (With a store, `turns` decides when to poll.)
+//! the feed. Blocks on the source, never on a client. (With a store, `turns` decides when to poll.)
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ impl Poller {
                 self.outage.end();
                 Some(price)
             }
-            // The shutdown ended the fetch: no failure of the source.
+            // The shutdown aborted the fetch: not a failure of the source.
             Err(_) if shutdown.is_set() => None,
             Err(error) => {
                 self.outage.fail(&error);

@@ -1,6 +1,6 @@
-//! The reader: with a store, the thread that publishes what the stream brings, and nothing else. All
+//! The reader: with a store, the thread that publishes every entry of the stream, and nothing else. All
 //! processes that share the store thus publish the same updates in the same order. Owns the publisher;
-//! wakes the poller by a channel.
+//! wakes the poller through a channel.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::feed::freshness::Report;
 use crate::feed::{Publisher, Update};
 use crate::system::{METRICS, Shutdown, latest_plausible, unix_millis};
 
-/// The reason of stale prices that clients see while the store does not answer.
+/// The reason for stale prices that clients see while the store does not answer.
 const STORE_FAILED: &str = "the store does not answer";
 /// The pause between attempts to reach the store. There is none before the first attempt: a process that
-/// was stopped and continued finds its connection broken, and must not lag behind.
+/// was stopped and continued finds its connection broken, and should catch up at once.
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub struct Reader {
@@ -27,10 +27,10 @@ pub struct Reader {
     pub retention: Duration,
     pub standing: Arc<Standing>,
     pub reports: Sender<Report>,
-    /// Wakes the poller when an update was published. Holds one wake-up: the poller looks at the feed. Ends
-    /// with this thread.
+    /// Wakes the poller when an update was published. Holds one wake-up: the value is in the feed. Ends with
+    /// this thread.
     pub news: Sender<()>,
-    /// Dropped when the past has been read, or could not be: `main` then accepts clients.
+    /// Dropped after the past has been read, or the first attempt failed: `main` then accepts clients.
     pub starting: Option<Sender<Infallible>>,
     pub position: Position,
 }

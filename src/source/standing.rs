@@ -1,9 +1,8 @@
-//! How this process stands to the store: whether the store answers, and whether this process is the one that
-//! polls. Written by the reader and the poller, read by health and metrics.
+//! The standing of this process: whether its store answers, and whether it is the process that polls. Written by the reader and the poller, read by health and metrics.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Flags that are only looked at, so no other memory depends on their order.
+/// Independent flags, so relaxed ordering suffices.
 pub struct Standing {
     /// Whether there is a store at all.
     pub has_store: bool,
@@ -34,7 +33,7 @@ impl Standing {
         self.store_answers.store(answers, Relaxed);
     }
 
-    /// Called by the poller. Returns whether that is a change.
+    /// Called by the poller. Returns whether the value changed.
     pub fn set_polls(&self, polls: bool) -> bool {
         self.polls.swap(polls, Relaxed) != polls
     }

@@ -11,12 +11,12 @@ use crate::feed::Update;
 
 /// Redis trims the stream to about this many entries, so it stays bounded whatever the processes retain.
 const STREAM_LENGTH: usize = 100_000;
-/// How long to wait for a connection or an answer. A Redis that is frozen holds its caller up for as long.
+/// How long to wait for a connection or an answer. A hung Redis blocks the caller for this long.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a reader blocks for news before it looks for the shutdown.
+/// How long a reader blocks for news before it checks for shutdown.
 const BLOCK: Duration = Duration::from_millis(250);
 
-/// The way to the store.
+/// The client of the store.
 #[derive(Clone)]
 pub struct Store {
     client: Client,
@@ -39,7 +39,7 @@ pub struct EntryId {
 #[derive(Debug)]
 pub struct Entry {
     pub id: EntryId,
-    /// `None` if the entry is none of ours.
+    /// `None` if the entry was not written by btc-ticker.
     pub price: Option<f64>,
 }
 
@@ -69,14 +69,14 @@ impl Store {
         Ok(Store { client, key: format!("btc-ticker:{name}") })
     }
 
-    /// Probes the store, without writing. The error is what an operator has to change; a store that is
-    /// merely unreachable is logged. Called by `main`.
+    /// Probes the store, without writing. Returns an error only for a misconfiguration, with what to change; a store
+    /// that is merely unreachable is logged. Called by `main`.
     pub fn check(&self) -> Result<(), String> {
         let Err(error) = self.probe() else { return Ok(()) };
         match self.mistake(&error) {
             Some(mistake) => Err(mistake),
             None => {
-                log::warn!("store: {}; waiting for it", describe(&error));
+                log::warn!("store: {}; retrying", describe(&error));
                 Ok(())
             }
         }
@@ -102,20 +102,23 @@ impl Store {
         let key = &self.key;
         let advice = match (error.kind(), error.code()) {
             (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => {
-                "it refuses the user or the password; check those in BTC_TICKER_STORE".to_owned()
+                "authentication failed; check user and password in BTC_TICKER_STORE".to_owned()
             }
             (ErrorKind::Server(ServerErrorKind::NoPerm), _) => format!(
                 "its user lacks a permission; grant it with: \
                  ACL SETUSER <user> ~{key}* +xadd +xread +xrevrange +set +pttl +del +multi +exec"
             ),
             (_, Some("WRONGTYPE")) => {
-                format!("its key {key} is no stream; rename that key, or choose another database")
+                format!(
+                    "its key {key} is not a stream; rename that key, or choose another database"
+                )
             }
             (ErrorKind::Parse | ErrorKind::UnexpectedReturnType, _) => {
                 "the server is not Redis; check host and port".to_owned()
             }
             (ErrorKind::Server(ServerErrorKind::ResponseError), _) => {
-                "it must be Redis 6.2 or later, or Valkey, with the database of the URL".to_owned()
+                "it must be Redis 6.2 or later, or Valkey, and have the database in the URL"
+                    .to_owned()
             }
             (ErrorKind::InvalidClientConfig, _) => "check the URL".to_owned(),
             _ => return None,
@@ -126,7 +129,7 @@ impl Store {
     /// Connects, within the timeout.
     pub fn connect(&self) -> RedisResult<Connection> {
         let connection = self.client.get_connection_with_timeout(TIMEOUT)?;
-        // Connecting has reset them.
+        // Connecting has cleared the timeouts.
         connection.set_read_timeout(Some(TIMEOUT))?;
         connection.set_write_timeout(Some(TIMEOUT))?;
         Ok(Connection { connection, key: self.key.clone() })
@@ -151,7 +154,7 @@ impl Connection {
         first_id(&newest)
     }
 
-    /// Blocks until there is an entry after `last`, or for a moment.
+    /// Blocks until there is an entry after `last`, or for `BLOCK`.
     pub fn wait_for_news(&mut self, last: Option<EntryId>) -> RedisResult<()> {
         redis::cmd("XREAD")
             .arg("BLOCK")
@@ -269,7 +272,7 @@ fn parse_price(value: &[u8]) -> Option<f64> {
     if price > 0.0 && price.is_finite() { Some(price) } else { None }
 }
 
-/// Whether Redis refused an id because it is not above the last one. There is no code for that error.
+/// Whether Redis refused an id because it is not above the last one. Redis has no error code for that.
 fn is_refused_id(error: &RedisError) -> bool {
     let text = error.to_string();
     text.contains("equal or smaller") || text.contains("must be greater than 0-0")

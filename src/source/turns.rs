@@ -1,4 +1,4 @@
-//! Turns: with a store, decides when this process polls, so that one process does at a time. The process
+//! Turns: with a store, decides when this process polls, so that only one process does at a time. The process
 //! that appended the newest update is due one interval after it; any other one when it has heard no news
 //! for a little longer. Runs on the thread `poller`; shares the feed, and is woken by the reader.
 
@@ -64,13 +64,13 @@ impl Turns {
         }
     }
 
-    /// Polls in turn until shutdown.
+    /// Polls whenever it is this process's turn, until shutdown.
     pub fn run(mut self, shutdown: &Shutdown) {
         let mut due = match self.feed.summary().age {
             Some(age) => Instant::now() + self.silence().saturating_sub(age),
             None => Instant::now(),
         };
-        // The past that was read at the start is no news.
+        // Discards the wake-up for the past that was read at the start.
         let _ = self.news.try_recv();
         loop {
             // News first: a process that was stopped finds both news and an expired timer.

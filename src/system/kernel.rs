@@ -25,8 +25,7 @@ pub fn leave_signals_ignored() {
     }
 }
 
-/// Makes a woken thread wait for its turn instead of interrupting the thread that woke it: an update wakes
-/// thousands. Saves about a seventh of the CPU time of a delivery. Later threads inherit the setting.
+/// Makes a woken thread run later, instead of preempting the thread that woke it: an update wakes thousands. Saves about a seventh of the CPU time of a delivery. Later threads inherit the setting.
 #[allow(unsafe_code)]
 pub fn wake_in_batches() {
     // SAFETY: it reads `priority` during the call and touches no other memory of ours. 0 is this thread.

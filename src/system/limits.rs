@@ -1,5 +1,5 @@
-//! What this machine allows: descriptors, threads, mappings and the memory of a control group, and from them
-//! the number of connections. A connection is one descriptor and one thread, from its first byte to its
+//! Resource limits: descriptors, threads, mappings and the memory of a control group, and the number of
+//! connections that they allow. A connection is one descriptor and one thread, from its first byte to its
 //! last. Read and set once, at the start, by `main`.
 
 use std::fs;

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::Printer;
 
-/// A fault that repeats is logged at most once in this time.
+/// The shortest time between two lines about the same fault.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Starts the log. Called once, by `main`, which drops the printer last. Fails if the system has no thread
@@ -30,7 +30,7 @@ pub fn start() -> io::Result<Printer> {
     builder.init();
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
-        let name = thread.name().unwrap_or("without a name");
+        let name = thread.name().unwrap_or("<unnamed>");
         log::error!("thread {name} {panic}");
         let trace = Backtrace::capture();
         if trace.status() == BacktraceStatus::Captured {
@@ -40,7 +40,7 @@ pub fn start() -> io::Result<Printer> {
     Ok(printer)
 }
 
-/// Logs a fault that may come by the thousand, one line in ten seconds.
+/// Limits the log of a frequent fault to one line in ten seconds.
 #[derive(Default)]
 pub struct RateLimitedLog {
     /// When the last line was logged. Held to compare and to set it.

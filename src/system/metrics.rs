@@ -36,9 +36,9 @@ counters! {
     updates_replayed: Counter() "Updates written to clients from the history.";
     clients_accepted: Counter() "Streams opened.";
     clients_refused: Counter() "Streams refused because the service was full.";
-    clients_fell_behind: Counter() "Times that a client was too slow and lost its channel.";
+    clients_fell_behind: Counter() "Channels dropped because their client was too slow.";
     streams_ended: LabelledCounter("reason") "Streams ended, by reason.";
-    connections_refused: Counter() "Connections refused because all others streamed.";
+    connections_refused: Counter() "Connections refused because all places were taken.";
     connections_displaced: Counter() "Idle connections closed to admit new ones.";
     threads_refused: Counter() "Connections refused because the system had no thread for them.";
     accept_errors: Counter() "Failed attempts to accept a connection.";

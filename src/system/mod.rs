@@ -1,6 +1,5 @@
-//! What is true of this machine: threads and shutdown, limits, the clock, the log and the metrics. Knows
-//! nothing of prices, except for the table of metrics. (The health check is a client of the service, and the
-//! one part of this module that speaks HTTP.)
+//! The machine: threads and shutdown, limits, the clock, output and metrics. Independent of prices, except for
+//! the table of metrics. (The health check is a client of the service, and the one part that speaks HTTP.)
 
 mod clock;
 pub mod health;

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use super::METRICS;
 
-/// The number of lines that wait for a stream. A line that finds it full is dropped and counted.
+/// The capacity of a channel, in lines. When it is full, further lines are dropped and counted.
 const BACKLOG: usize = 1_024;
 /// How long the owner of a printer waits, at the end, for its lines to be written.
 const FLUSH: Duration = Duration::from_secs(1);

@@ -30,7 +30,7 @@ impl Shutdown {
 
 /// The threads that run as long as the service does.
 pub struct Threads {
-    /// Receives a message at SIGTERM, SIGINT or SIGHUP, except a blocked one.
+    /// Receives a message at SIGTERM, SIGINT or SIGHUP, unless the signal is blocked.
     signals: Receiver<()>,
     /// `None` once the shutdown has begun.
     open: Option<Sender<Infallible>>,
@@ -101,7 +101,7 @@ impl Threads {
             recv(self.signals) -> _ => Ok(()),
             recv(self.ended) -> name => match name {
                 Ok(name) => Err(name),
-                Err(_) => Ok(()), // Never: an end of the channel is held here.
+                Err(_) => Ok(()), // Unreachable: `self.running` keeps the channel open.
             },
         }
     }
