@@ -1,6 +1,6 @@
 //! The command line and the environment, checked. Read once, by `main`.
 
-use std::env;
+use std::env::{self, VarError};
 use std::io::{self, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use ureq::Proxy;
 use ureq::http::Uri;
 
 use crate::source::store::Store;
@@ -16,6 +17,9 @@ use crate::system::parse_duration;
 
 /// CoinDesk's key. Not an option, because `ps` shows options to every user.
 const KEY_VARIABLE: &str = "COINDESK_API_KEY";
+/// The URL of a proxy, as other programs read it too. The first that is set takes precedence.
+const PROXY_VARIABLES: [&str; 6] =
+    ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
 
 /// Streams the live bitcoin price in USD and replays what a client missed.
 ///
@@ -65,7 +69,7 @@ pub struct Config {
     pub heartbeat: Duration,
 
     /// How many streams may be open at once [default: as many as this machine allows]
-    #[arg(long, env = "BTC_TICKER_MAX_CLIENTS", value_name = "NUMBER", value_parser = client_count)]
+    #[arg(long, env = "BTC_TICKER_MAX_CLIENTS", value_name = "NUMBER", allow_hyphen_values = true, value_parser = client_count)]
     pub max_clients: Option<u64>,
 
     /// Probe the service that runs at --admin or --listen, and exit with 0 if it is healthy
@@ -93,6 +97,14 @@ impl Config {
             Err(error) => exit(&command, &error),
         };
         if let Some(wrong) = config.contradiction() {
+            Config::command().error(ErrorKind::ValueValidation, wrong).exit();
+        }
+        if config.source != Preset::Demo
+            && let Some(name) = wrong_proxy()
+        {
+            let wrong = format!(
+                "{name} is not the URL of a proxy; write http://host:port or socks5h://host:port, or unset it"
+            );
             Config::command().error(ErrorKind::ValueValidation, wrong).exit();
         }
         config
@@ -178,6 +190,15 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
     const FORM: &str = "write an address and a port, such as 127.0.0.1:8080";
     let mut found = text.to_socket_addrs().map_err(|_| FORM)?;
     found.next().ok_or(FORM)
+}
+
+/// Returns the variable that should be the URL of a proxy and is not. ureq ignores such a variable and would
+/// ask the source directly. The value may contain a password, so no error shows it.
+fn wrong_proxy() -> Option<&'static str> {
+    PROXY_VARIABLES.into_iter().find(|name| match env::var(name) {
+        Ok(url) => !url.is_empty() && Proxy::new(&url).is_err(),
+        Err(error) => error != VarError::NotPresent,
+    })
 }
 
 /// Bounds of every duration. A shorter one makes no sense over a network; a longer one may overflow an

@@ -292,9 +292,9 @@ fn a_newcomer_without_internet_is_told_what_works_without() {
     let server = Server::run(&mut command);
     eventually("in the log", || server.log().contains("--source demo works without internet"));
     eventually("the reason, without the hint", || {
-        server.get("/healthz").json()["reason"] == "connection failed"
+        server.get("/healthz").json()["reason"] == "name look-up failed"
     });
-    assert!(server.metric("btc_ticker_fetches_total{outcome=\"connection failed\"}") > 0.0);
+    assert!(server.metric("btc_ticker_fetches_total{outcome=\"name look-up failed\"}") > 0.0);
 }
 
 #[test]

@@ -491,6 +491,7 @@ fn options_that_make_no_sense_are_refused_with_what_would() {
         (&["--heartbeat", "soon"], "1h"),
         (&["--retention", "1s"], "at least --interval"),
         (&["--max-clients", "0"], "from 1 to 1000000"),
+        (&["--max-clients", "-1"], "from 1 to 1000000"),
         (&["--listen", "8080"], "127.0.0.1:8080"),
         (&["--source", "mtgox"], "coindesk, coinbase, demo"),
         (&["--source-url", "api.example.com"], "https://"),

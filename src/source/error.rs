@@ -1,7 +1,7 @@
 //! Why a fetch failed. Whatever a source does wrong becomes one of these reasons, never a price.
 
 use std::fmt::{self, Display};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use ureq::{Error, Timeout};
@@ -11,9 +11,11 @@ use super::SIMULATED;
 /// The reason in a few words: for clients, metrics and the log.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Reason {
+    /// The name is not found, as without internet.
+    LookupFailed,
     LookupTimedOut,
     TimedOut,
-    /// Refused, reset or closed, or the name is not found, as without internet.
+    /// Refused, reset or closed.
     ConnectionFailed,
     CertificateRefused,
     /// Any other failure of a request: TLS, redirects, a key that cannot be sent.
@@ -29,6 +31,7 @@ pub enum Reason {
 impl Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Reason::LookupFailed => f.write_str("name look-up failed"),
             Reason::LookupTimedOut => f.write_str("name look-up timed out"),
             Reason::TimedOut => f.write_str("timed out"),
             Reason::ConnectionFailed => f.write_str("connection failed"),
@@ -68,15 +71,22 @@ impl From<Error> for FetchError {
                 ErrorKind::TimedOut => Reason::TimedOut,
                 // rustls reports a failed handshake like this.
                 ErrorKind::InvalidData => tls_reason(&error),
+                _ if is_lookup(io) => Reason::LookupFailed,
                 _ => Reason::ConnectionFailed,
             },
             Error::Rustls(_) => tls_reason(&error),
-            Error::HostNotFound | Error::ConnectionFailed => Reason::ConnectionFailed,
+            Error::HostNotFound => Reason::LookupFailed,
+            Error::ConnectionFailed => Reason::ConnectionFailed,
             Error::BodyExceedsLimit(_) => Reason::TooLarge,
             _ => Reason::RequestFailed,
         };
         FetchError::new(reason, error.to_string())
     }
+}
+
+/// Whether std could not look a name up. There is no kind for that error.
+fn is_lookup(error: &io::Error) -> bool {
+    error.to_string().starts_with("failed to lookup address information")
 }
 
 fn tls_reason(error: &Error) -> Reason {

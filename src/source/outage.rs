@@ -52,7 +52,11 @@ impl Outage {
         let FetchError { reason, detail, retry_after } = error;
         METRICS.fetches.inc(&[reason]);
         if self.failures == 0 {
-            let hint = if *reason == Reason::ConnectionFailed && !self.is_simulated {
+            let is_offline = matches!(
+                reason,
+                Reason::LookupFailed | Reason::LookupTimedOut | Reason::ConnectionFailed
+            );
+            let hint = if is_offline && !self.is_simulated {
                 "; --source demo works without internet"
             } else {
                 ""
