@@ -182,7 +182,7 @@ fn converse(mut connection: TcpStream, (script, changed): &(Mutex<Script>, Condv
 }
 
 /// Everything up to the empty line; `None` at the end of the connection.
-fn read_head(reader: &mut impl BufRead) -> Option<String> {
+pub fn read_head(reader: &mut impl BufRead) -> Option<String> {
     let mut head = String::new();
     loop {
         let before = head.len();
@@ -234,6 +234,19 @@ impl Server {
         quiet(&mut command);
         command.args(["-c", line, env!("CARGO_BIN_EXE_btc-ticker")]);
         Server::poll(command, "127.0.0.1:0", source, arguments)
+    }
+
+    /// The binary on a machine whose clock is wrong, by `+3d` or `-1h`. `None` if libfaketime is not
+    /// installed.
+    pub fn start_with_clock(
+        clock: &str,
+        address: &str,
+        source: &Source,
+        arguments: &[&str],
+    ) -> Option<Server> {
+        let line = format!("{} FAKETIME={clock} exec \"$0\" \"$@\"", faketime()?);
+        let arguments = [&["--listen", address], arguments].concat();
+        Some(Server::start_by_shell(&line, source, &arguments))
     }
 
     /// A command that takes the options of the binary, polling as `start` says.
@@ -406,6 +419,20 @@ impl Drop for Server {
             );
         }
     }
+}
+
+/// The environment in which libfaketime sets the clock of a process, and not its monotonic clock. `None` if
+/// it is not installed.
+pub fn faketime() -> Option<String> {
+    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let mut libraries = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
+    let Some(library) = libraries.find(|path| path.exists()) else {
+        skipped(
+            "a wrong clock was not tested: libfaketime is not installed (on Debian: libfaketime)",
+        );
+        return None;
+    };
+    Some(format!("LD_PRELOAD={} FAKETIME_DONT_FAKE_MONOTONIC=1", library.display()))
 }
 
 /// Removes from a command's environment what would configure a server or its HTTP client.
