@@ -52,14 +52,15 @@ impl Outage {
         let FetchError { reason, detail, retry_after } = error;
         METRICS.fetches.inc(&[reason]);
         if self.failures == 0 {
-            let is_offline = matches!(
-                reason,
-                Reason::LookupFailed | Reason::LookupTimedOut | Reason::ConnectionFailed
-            );
-            let hint = if is_offline && !self.is_simulated {
-                "; --source demo works without internet"
-            } else {
-                ""
+            let hint = match reason {
+                _ if self.is_simulated => "",
+                Reason::LookupFailed | Reason::LookupTimedOut | Reason::ConnectionFailed => {
+                    "; --source demo works without internet"
+                }
+                Reason::CertificateRefused => {
+                    "; a private CA belongs into the system's certificates or SSL_CERT_FILE"
+                }
+                _ => "",
             };
             log::warn!("no price from {}: {reason} ({detail}){hint}", self.name);
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use std::{env, panic, thread};
 
 use env_logger::{Target, WriteStyle};
+use log::LevelFilter;
 use parking_lot::Mutex;
 
 use super::Printer;
@@ -22,6 +23,8 @@ pub fn start() -> io::Result<Printer> {
     let level = env::var("RUST_LOG").unwrap_or_default();
     let mut builder = env_logger::Builder::new();
     builder.parse_filters(if level.is_empty() { "info" } else { &level });
+    // It logs every refused certificate; the poller logs the first one of an outage.
+    builder.filter_module("rustls_platform_verifier", LevelFilter::Off);
     builder.target(Target::Pipe(Box::new(printer.writer())));
     if io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none() {
         // env_logger sees only the pipe.
