@@ -388,6 +388,7 @@ fn health_and_metrics_are_served_at_the_management_port_alone() {
         assert_eq!(management.status, 404, "{path}");
         assert!(management.error().contains("--listen"));
     }
+    assert!(!server.get("/nowhere").error().contains("/metrics"));
     // The probe follows, by option and by variable.
     let (public, admin) = (server.address.to_string(), admin.to_string());
     let probe = |environment: &[(&str, &str)], arguments: &[&str]| {

@@ -16,6 +16,7 @@ use crate::source::{PRICE_SOURCE, SIMULATED, Source, Standing};
 use crate::system::{METRICS, Semaphore, unix_millis};
 
 const NOT_FOUND: &str = "unknown path; there is /, /stream, /price, /history, /healthz, /metrics";
+const NOT_FOUND_PUBLIC: &str = "unknown path; there is /, /stream, /price, /history";
 const NOT_HERE: &str =
     "not served at this address; health and metrics are at --admin, all else at --listen";
 const METHODS: &str = "GET, HEAD, OPTIONS";
@@ -147,7 +148,8 @@ impl Routes {
                 return page.clone();
             }
         }
-        Response::error(StatusCode::NOT_FOUND, NOT_FOUND)
+        let message = if self.scope == Scope::All { NOT_FOUND } else { NOT_FOUND_PUBLIC };
+        Response::error(StatusCode::NOT_FOUND, message)
     }
 
     fn stream(&self, request: &Request) -> Answer {
