@@ -12,7 +12,7 @@ use super::places::Place;
 use super::request::{self, HEAD_TIMEOUT};
 use super::response::Response;
 use super::routes::{Answer, Routes, UNKNOWN_PATH};
-use super::stream::Stream;
+use super::stream::{self, Stream};
 use crate::system::METRICS;
 
 /// A connection is closed if its buffers are full and the client reads nothing for this long.
@@ -51,6 +51,8 @@ fn answer_all(
     routes: &Routes,
 ) -> io::Result<Option<Box<Stream>>> {
     socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    // The write timeout begins anew with each part of an answer that fits into the buffers.
+    stream::fail_without_acknowledgement(socket, Some(WRITE_TIMEOUT))?;
     socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     // What was read and not yet answered.
     let mut read = Vec::new();

@@ -73,6 +73,7 @@ impl Stream {
     /// Returns when the feed has closed; fails if the client disconnects or stalls. A client that fell behind
     /// subscribes again from the last update written to it, as if it had reconnected.
     fn stream(&mut self, socket: &TcpStream) -> io::Result<()> {
+        fail_without_acknowledgement(socket, None)?;
         loop {
             let Some(subscription) = self.feed.subscribe(self.position) else { return Ok(()) };
             if self.replace_foreign_position(subscription.status.latest) {
@@ -173,11 +174,14 @@ impl Stream {
     }
 }
 
-/// Makes the connection fail when the peer acknowledges nothing for this long. Only while a stream is live:
+/// Makes the connection fail when the peer acknowledges nothing for this long. Not during a backlog:
 /// the kernel counts from the first time that the peer's window is too small for the next segment, so a slow
 /// reader of a long backlog would fail although it makes progress. (There, the write timeout applies.)
 #[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
-fn fail_without_acknowledgement(socket: &TcpStream, timeout: Option<Duration>) -> io::Result<()> {
+pub fn fail_without_acknowledgement(
+    socket: &TcpStream,
+    timeout: Option<Duration>,
+) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     socket2::SockRef::from(socket).set_tcp_user_timeout(timeout)?;
     Ok(())
