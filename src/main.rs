@@ -27,7 +27,7 @@ const MAX_UPDATES: usize = 100_000;
 /// The capacity of the report channel. The heartbeat drains it at once, so senders rarely block.
 const REPORT_CAPACITY: usize = 16;
 /// The connection limit of the management address, drawn from the descriptors that `Limits` reserves.
-const ADMIN_CONNECTIONS: u64 = 8;
+const ADMIN_CONNECTIONS: u64 = 4;
 /// The shutdown timeout. Threads that still wait, for a name look-up or a store that hangs, are abandoned.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 

@@ -14,7 +14,7 @@ use super::places::Places;
 use super::request::MAX_HEAD;
 use super::response::Response;
 use super::routes::Routes;
-use crate::system::{METRICS, RateLimitedLog, Semaphore, Shutdown};
+use crate::system::{METRICS, Permit, RateLimitedLog, Semaphore, Shutdown};
 
 /// When to probe a peer that is silent, and how often: its connection fails after some ten probes.
 const PROBE_AFTER: Duration = Duration::from_secs(15);
@@ -30,7 +30,7 @@ const RECEIVE_BUFFER: usize = 16 * 1024;
 const STACK: usize = 128 * 1024;
 /// Connections that have lost their place and whose threads have not ended yet. They come out of the
 /// descriptors and mappings that `Limits` leaves free.
-const MOST_DISPLACED: u64 = 16;
+const MOST_DISPLACED: u64 = 8;
 /// The pause after `accept` failed, usually because of descriptor exhaustion. Connections wait in the queue meanwhile.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -69,8 +69,13 @@ impl Server {
     /// Accepts connections until the service stops. Retries after errors.
     pub fn accept(&self, shutdown: &Shutdown) {
         while !shutdown.is_set() {
+            let Some(permit) = self.threads.try_acquire() else {
+                // Displaced connections are about to end. New ones wait in the queue meanwhile.
+                shutdown.wait_deadline(Instant::now() + PAUSE);
+                continue;
+            };
             match self.listener.accept() {
-                Ok((socket, _)) => self.serve(socket),
+                Ok((socket, _)) => self.serve(socket, permit),
                 // `stop` has shut the listener down.
                 Err(error) if error.kind() == ErrorKind::InvalidInput => return,
                 Err(error) => {
@@ -89,13 +94,8 @@ impl Server {
     }
 
     /// Starts the thread of a connection, or refuses the connection.
-    fn serve(&self, socket: TcpStream) {
+    fn serve(&self, socket: TcpStream, permit: Permit) {
         let socket = Arc::new(socket);
-        let Some(permit) = self.threads.try_acquire() else {
-            METRICS.connections_refused.inc();
-            refuse(&socket);
-            return;
-        };
         let Some(place) = self.places.admit(&socket) else {
             METRICS.connections_refused.inc();
             refuse(&socket);
