@@ -1,7 +1,6 @@
-//! The world that a test needs: the real binary, a price source that does as it is told, and a
-//! client that reads a stream as a user's would.
+//! Test fixtures: the real binary, a scripted price source, and a client that parses a stream.
 
-// Each test file is a program of its own and uses another part of this.
+// Each test file is a separate crate and uses a different part of this module.
 #![allow(dead_code)]
 
 pub mod redis;
@@ -19,10 +18,10 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
-/// How long a test waits for what must come: long, because it only passes when something is wrong.
+/// The timeout of every wait. Generous, because it expires only in a test that fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until `condition` holds, and fails the test with `what` if it never does.
+/// Blocks until `condition` holds. Panics with `what` after `PATIENCE`.
 pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
     eventually_within(PATIENCE, what, condition);
 }
@@ -35,21 +34,20 @@ pub fn eventually_within(patience: Duration, what: &str, mut condition: impl FnM
     }
 }
 
-/// Says aloud what was not tested for want of a program, and how to get it. Where tests are what the
-/// machine is for (`CI`), it is a failure. What several tests of a program lack is said once.
+/// Prints which test was skipped and what to install, once for each distinct line. Panics if `CI` is set.
 pub fn skipped(line: &str) {
-    static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    static PRINTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
     assert!(std::env::var_os("CI").is_none(), "{line}");
-    let mut said = SAID.lock().unwrap();
-    if said.iter().any(|before| before == line) {
+    let mut printed = PRINTED.lock().unwrap();
+    if printed.iter().any(|before| before == line) {
         return;
     }
-    said.push(line.to_owned());
-    // Past the test harness, which would keep it to itself.
+    printed.push(line.to_owned());
+    // Bypasses the test harness, which captures `eprintln!`.
     let _ = std::io::stderr().write_all(format!("SKIPPED: {line}\n").as_bytes());
 }
 
-/// A folder of its own for a test, empty.
+/// Creates an empty directory for a test.
 pub fn folder(name: &str) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = std::fs::remove_dir_all(&folder);
@@ -59,33 +57,35 @@ pub fn folder(name: &str) -> PathBuf {
 
 // ---------------------------------------------------------------------------------- the source
 
-/// What the source says to the next requests.
-#[derive(Clone, Debug)]
+/// The source's response to the next requests.
+#[derive(Clone, Debug, Default)]
 pub enum Say {
-    /// A new price each time: 1, 2, 3, …
+    /// A new price in each response: 1, 2, 3, …
+    #[default]
     Prices,
     /// This body, with status 200.
     Body(String),
     /// This status, these header lines and this body.
     Status(u16, String, String),
-    /// Nothing at all, until told otherwise.
+    /// No response until the script changes.
     Nothing,
 }
 
-/// A price source on loopback. `{"price":1}`, `{"price":2}` and so on, unless told otherwise.
+/// A price source on loopback. By default it responds with `{"price":1}`, `{"price":2}` and so on.
 pub struct Source {
     pub address: SocketAddr,
     state: Arc<(Mutex<Script>, Condvar)>,
 }
 
+#[derive(Default)]
 struct Script {
     say: Say,
-    next_price: u64,
-    /// When each request came.
+    last_price: u64,
+    /// The arrival time of each request.
     requests: Vec<Instant>,
-    /// The heads of the requests, as they came.
+    /// The head of each request.
     heads: Vec<String>,
-    /// A whole answer is given only while there is a ticket; `None` is as many as are asked for.
+    /// The number of responses that may still be sent; `None` is unlimited.
     tickets: Option<u64>,
 }
 
@@ -93,14 +93,7 @@ impl Source {
     pub fn start() -> Source {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let script = Script {
-            say: Say::Prices,
-            next_price: 1,
-            requests: Vec::new(),
-            heads: Vec::new(),
-            tickets: None,
-        };
-        let state = Arc::new((Mutex::new(script), Condvar::new()));
+        let state = Arc::new((Mutex::<Script>::default(), Condvar::new()));
         let shared = state.clone();
         thread::spawn(move || {
             for connection in listener.incoming().flatten() {
@@ -120,7 +113,7 @@ impl Source {
         self.state.1.notify_all();
     }
 
-    /// From now on answers only as often as `allow` says; requests beyond wait for the next ticket.
+    /// Suspends responses; each further one needs a ticket from `allow`.
     pub fn ration(&self) {
         self.lock().tickets = Some(0);
     }
@@ -138,9 +131,9 @@ impl Source {
         self.lock().heads.clone()
     }
 
-    /// The last price that was given out.
+    /// Returns the last price sent.
     pub fn last_price(&self) -> u64 {
-        self.lock().next_price - 1
+        self.lock().last_price
     }
 
     fn lock(&self) -> MutexGuard<'_, Script> {
@@ -158,9 +151,8 @@ fn converse(mut connection: TcpStream, (script, changed): &(Mutex<Script>, Condv
             let has_ticket = script.tickets != Some(0);
             match script.say.clone() {
                 Say::Prices if has_ticket => {
-                    let price = script.next_price;
-                    script.next_price += 1;
-                    break (200, String::new(), format!("{{\"price\":{price}}}"));
+                    script.last_price += 1;
+                    break (200, String::new(), format!("{{\"price\":{}}}", script.last_price));
                 }
                 Say::Body(body) if has_ticket => break (200, String::new(), body),
                 Say::Status(status, headers, body) if has_ticket => break (status, headers, body),
@@ -171,17 +163,15 @@ fn converse(mut connection: TcpStream, (script, changed): &(Mutex<Script>, Condv
             *tickets -= 1;
         }
         drop(script);
-        let answer = format!(
-            "HTTP/1.1 {status} Something\r\n{headers}Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        if connection.write_all(answer.as_bytes()).is_err() {
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status} Reason\r\n{headers}Content-Length: {length}\r\n\r\n");
+        if connection.write_all((head + &body).as_bytes()).is_err() {
             return;
         }
     }
 }
 
-/// Everything up to the empty line; `None` at the end of the connection.
+/// Reads up to and including the empty line. Returns `None` if the connection ends first.
 pub fn read_head(reader: &mut impl BufRead) -> Option<String> {
     let mut head = String::new();
     loop {
@@ -197,7 +187,7 @@ pub fn read_head(reader: &mut impl BufRead) -> Option<String> {
 
 // ---------------------------------------------------------------------------------- the server
 
-/// The real binary, running. Killed when it is dropped.
+/// A running process of the real binary. Killed on drop.
 pub struct Server {
     pub child: Child,
     pub address: SocketAddr,
@@ -206,7 +196,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Polls `source` ten times a second, unless `arguments` say otherwise.
+    /// Starts a server that polls `source` every 100 ms, unless `arguments` set another interval.
     pub fn start(source: &Source, arguments: &[&str]) -> Server {
         Server::start_at("127.0.0.1:0", source, arguments)
     }
@@ -215,20 +205,20 @@ impl Server {
         Server::poll(Server::command(), address, source, arguments)
     }
 
-    /// The binary, in an environment that has nothing to say to it.
+    /// Returns a command that runs the binary, without variables that would configure it.
     pub fn command() -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_btc-ticker"));
         quiet(&mut command);
         command
     }
 
-    /// The binary under another limit: `-n 128` is 128 open files, `-u 300` is 300 processes.
+    /// Starts a server under a limit of `ulimit`: `-n 128` is 128 open files, `-u 300` is 300 threads.
     pub fn start_with_limit(limit: &str, source: &Source, arguments: &[&str]) -> Server {
         let line = format!("ulimit {limit} && exec \"$0\" \"$@\"");
         Server::start_by_shell(&line, source, arguments)
     }
 
-    /// The binary as a line of bash runs it: `$0`, with the arguments `$@`.
+    /// Starts a server from a line of bash, in which `$0` is the binary and `$@` its arguments.
     pub fn start_by_shell(line: &str, source: &Source, arguments: &[&str]) -> Server {
         let mut command = Command::new("bash");
         quiet(&mut command);
@@ -236,39 +226,28 @@ impl Server {
         Server::poll(command, "127.0.0.1:0", source, arguments)
     }
 
-    /// The binary on a machine whose clock is wrong, by `+3d` or `-1h`. `None` if libfaketime is not
-    /// installed.
+    /// Starts a server whose clock is wrong, by `+3d` or `-1h`. Returns `None` if libfaketime is not installed.
     pub fn start_with_clock(
         clock: &str,
-        address: &str,
+        listen: &str,
         source: &Source,
-        arguments: &[&str],
+        more: &[&str],
     ) -> Option<Server> {
         let line = format!("{} FAKETIME={clock} exec \"$0\" \"$@\"", faketime()?);
-        let arguments = [&["--listen", address], arguments].concat();
-        Some(Server::start_by_shell(&line, source, &arguments))
+        Some(Server::start_by_shell(&line, source, &[&["--listen", listen], more].concat()))
     }
 
-    /// A command that takes the options of the binary, polling as `start` says.
-    pub fn poll(
-        mut command: Command,
-        address: &str,
-        source: &Source,
-        arguments: &[&str],
-    ) -> Server {
-        command.args(["--listen", address, "--interval", "100ms"]);
+    /// Starts a server from a command that takes the binary's options, with the options of `start`.
+    pub fn poll(mut command: Command, listen: &str, source: &Source, more: &[&str]) -> Server {
+        command.args(["--listen", listen, "--interval", "100ms"]);
         command.args(["--source-url", &source.url(), "--price-at", "/price"]);
-        Server::run(command.args(arguments))
+        Server::run(command.args(more))
     }
 
-    /// Starts a command that ends up as the server, and waits for its line.
+    /// Runs a command that becomes the server, and blocks until the server prints its address.
     pub fn run(command: &mut Command) -> Server {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let kept = log.clone();
@@ -285,20 +264,12 @@ impl Server {
         let address = line.trim().strip_prefix("listening on http://");
         let Some(address) = address.and_then(|address| address.parse().ok()) else {
             let _ = child.wait();
-            panic!("it said {line:?} and logged:\n{}", log.lock().unwrap());
+            panic!("the server printed {line:?} and logged:\n{}", log.lock().unwrap());
         };
         Server { child, address, log, log_reader: Some(log_reader) }
     }
 
-    /// What a command says that is to end by itself and with an error.
-    pub fn refused(command: &mut Command) -> String {
-        let output = Server::exits(command);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{error}");
-        error
-    }
-
-    /// Runs a command that should exit on its own; if it does not, it is killed.
+    /// Runs a command that must exit on its own. Kills it after `PATIENCE`.
     pub fn exits(command: &mut Command) -> Output {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let deadline = Instant::now() + PATIENCE;
@@ -317,29 +288,22 @@ impl Server {
         self.child.id()
     }
 
-    /// What it has logged so far.
+    /// Returns the log so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// One request on a connection of its own, and the answer up to its length.
+    /// Sends a GET request on a new connection and reads the response.
     pub fn get(&self, path: &str) -> Answer {
         self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
     }
 
-    /// The same where the server may be gone at any moment.
-    pub fn try_get(&self, path: &str) -> Option<Answer> {
-        let mut connection = TcpStream::connect(self.address).ok()?;
-        write!(connection, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
-        Answer::read(&mut BufReader::new(connection), true)
-    }
-
-    /// Sends these bytes and reads one answer.
+    /// Sends these bytes on a new connection and reads one response.
     pub fn ask(&self, request: &str) -> Answer {
         let mut connection = self.connect();
         connection.write_all(request.as_bytes()).unwrap();
         Answer::read(&mut BufReader::new(connection), !request.starts_with("HEAD"))
-            .unwrap_or_else(|| panic!("no answer to {request:?}"))
+            .unwrap_or_else(|| panic!("no response to {request:?}"))
     }
 
     pub fn connect(&self) -> TcpStream {
@@ -348,7 +312,7 @@ impl Server {
         connection
     }
 
-    /// Opens a stream: `/stream`, or with `?since=…`.
+    /// Opens a stream: `/stream`, perhaps with `?since=…`.
     pub fn stream(&self, path: &str) -> Stream {
         self.stream_with(path, "")
     }
@@ -357,23 +321,18 @@ impl Server {
         Stream::open(self.connect(), path, headers)
     }
 
-    /// A number from `/metrics`, by name and labels as they stand there.
+    /// Fetches the value of a metric, given its name and labels as `/metrics` prints them.
     pub fn metric(&self, name: &str) -> f64 {
         self.get("/metrics").metric(name)
     }
 
-    /// Checks that these are all the updates that the server has had from the first to the last.
+    /// Asserts that the server's history has no other updates between the first of these and the last.
     pub fn assert_complete(&self, updates: &[Event]) {
         assert_in_order(updates);
         let before = updates[0].id.unwrap() - 1;
         let mut replay = self.stream(&format!("/stream?since={before}"));
         for update in updates {
-            let mut expected = replay.event();
-            if expected.name.is_some() {
-                // The gap, where these begin with the first update of all.
-                expected = replay.update();
-            }
-            assert_eq!(*update, expected);
+            assert_eq!(*update, replay.update());
         }
     }
 
@@ -381,7 +340,7 @@ impl Server {
         kill(Pid::from_raw(self.pid() as i32), signal).unwrap();
     }
 
-    /// Ends it as a user would, and returns how that went.
+    /// Sends the signal and waits. Returns the exit status and the whole log.
     pub fn stop(mut self, signal: Signal) -> (ExitStatus, String) {
         self.signal(signal);
         let status = self.child.wait().unwrap();
@@ -389,18 +348,19 @@ impl Server {
         (status, self.log())
     }
 
-    /// Threads and descriptors of the process.
+    /// Returns the number of threads of the process.
     pub fn threads(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().count()
     }
 
-    /// Its resident memory, in KB.
+    /// Returns the resident memory of the process, in KB.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// Returns the number of open descriptors of the process.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
@@ -413,29 +373,25 @@ impl Drop for Server {
         if thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!(
-                "the server logged, at last:\n{}",
-                lines[lines.len().saturating_sub(12)..].join("\n")
-            );
+            let last = lines[lines.len().saturating_sub(12)..].join("\n");
+            eprintln!("the last lines of the server's log:\n{last}");
         }
     }
 }
 
-/// The environment in which libfaketime sets the clock of a process, and not its monotonic clock. `None` if
-/// it is not installed.
+/// Returns variables that let libfaketime set the clock of a process, but not its monotonic clock. `None` if
+/// libfaketime is not installed.
 pub fn faketime() -> Option<String> {
     let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     let mut libraries = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
     let Some(library) = libraries.find(|path| path.exists()) else {
-        skipped(
-            "a wrong clock was not tested: libfaketime is not installed (on Debian: libfaketime)",
-        );
+        skipped("a wrong clock was not tested: libfaketime is missing (on Debian: libfaketime)");
         return None;
     };
     Some(format!("LD_PRELOAD={} FAKETIME_DONT_FAKE_MONOTONIC=1", library.display()))
 }
 
-/// Removes from a command's environment what would configure a server or its HTTP client.
+/// Removes the environment variables that configure a server or its HTTP client.
 pub fn quiet(command: &mut Command) {
     let ours = |name: &str| name.starts_with("BTC_TICKER_") || name == "COINDESK_API_KEY";
     let proxy = |name: &str| name.to_ascii_lowercase().ends_with("_proxy");
@@ -448,7 +404,7 @@ pub fn quiet(command: &mut Command) {
 
 // ---------------------------------------------------------------------------------- the client
 
-/// A response with a length.
+/// A response with a `Content-Length`.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -457,7 +413,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// `None` where the connection ends before the answer does.
+    /// Reads a response, skipping informational ones. Returns `None` if the connection ends first.
     pub fn read(reader: &mut impl BufRead, has_body: bool) -> Option<Answer> {
         let head = read_head(reader)?;
         let status = head.split(' ').nth(1)?.parse().ok()?;
@@ -481,16 +437,16 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
     }
 
-    /// A number from `/metrics`, by name and labels as they stand there.
+    /// Returns the value of a metric in this response of `/metrics`; 0 if it is absent.
     pub fn metric(&self, name: &str) -> f64 {
         let mut lines = self.body.lines();
         let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// The sentence of an error answer.
+    /// Returns the message of an error response.
     pub fn error(&self) -> String {
-        self.json()["error"].as_str().expect("errors have a sentence").to_owned()
+        self.json()["error"].as_str().expect("an error has a message").to_owned()
     }
 }
 
@@ -501,7 +457,7 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// One event, or a comment, as it came.
+/// A block of lines of a stream: an event, a comment, `retry`, or several of these.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Event {
     pub id: Option<u64>,
@@ -521,7 +477,7 @@ impl Event {
     }
 }
 
-/// An open stream, read line by line.
+/// The client's end of an open stream.
 pub struct Stream {
     pub head: String,
     reader: BufReader<TcpStream>,
@@ -534,7 +490,7 @@ impl Stream {
         Stream::receive(connection)
     }
 
-    /// The stream that a connection has asked for.
+    /// Reads the response head of a stream that was requested on this connection.
     pub fn receive(connection: TcpStream) -> Stream {
         let mut reader = BufReader::new(connection);
         let head = read_head(&mut reader).expect("a response head");
@@ -542,8 +498,8 @@ impl Stream {
         Stream { head, reader }
     }
 
-    /// Continues after a `Last-Event-ID`; `None` if the server is gone, frozen or full. Afterwards
-    /// `try_next` returns `None` when nothing comes within `patience`.
+    /// Opens a stream with these headers. Returns `None` if the server is down, stopped or full.
+    /// `patience` is also the read timeout of `try_next`.
     pub fn try_open(server: SocketAddr, headers: &str, patience: Duration) -> Option<Stream> {
         let mut connection = TcpStream::connect_timeout(&server, patience).ok()?;
         connection.set_read_timeout(Some(patience)).ok()?;
@@ -557,12 +513,12 @@ impl Stream {
         header(&self.head, name)
     }
 
-    /// The next block of lines, whatever it is; `None` when the stream has ended.
+    /// Reads the next block of lines. Returns `None` at the end of the stream.
     pub fn next(&mut self) -> Option<Event> {
-        self.read().expect("something within the patience")
+        self.read().expect("a block before the read timeout")
     }
 
-    /// The same where the server was killed: then it may end in the middle of a line, or be reset.
+    /// Like `next`, but also returns `None` on a reset or a timeout.
     pub fn try_next(&mut self) -> Option<Event> {
         self.read().ok().flatten()
     }
@@ -591,25 +547,24 @@ impl Stream {
         }
     }
 
-    /// The next line, whatever it is.
+    /// Reads the next line.
     pub fn line(&mut self) -> String {
         let mut line = String::new();
-        self.reader.read_line(&mut line).expect("a line within the patience");
+        self.reader.read_line(&mut line).expect("a line before the read timeout");
         line.trim_end().to_owned()
     }
 
-    /// The next event with data: comments and `retry` are passed over.
+    /// Reads the next event with data, skipping comments and `retry`.
     pub fn event(&mut self) -> Event {
         loop {
-            let event = self.next().expect("the stream goes on");
+            let event = self.next().expect("the stream is open");
             if event.data.is_some() {
                 return Event { retry: None, comment: None, ..event };
             }
         }
     }
 
-    /// The next event that is no `status`: on a loaded machine a fast source may seem stale for a
-    /// moment.
+    /// Reads the next event that is not a `status`: on a loaded machine, prices may briefly be stale.
     pub fn beyond_status(&mut self) -> Event {
         let mut event = self.event();
         while event.name.as_deref() == Some("status") {
@@ -618,10 +573,10 @@ impl Stream {
         event
     }
 
-    /// The next update. A `status` is passed over; nothing else is.
+    /// Reads the next update, skipping any `status`. Panics on another event.
     pub fn update(&mut self) -> Event {
         let event = self.beyond_status();
-        assert_eq!(event.name, None, "an update was due: {event:?}");
+        assert_eq!(event.name, None, "not an update: {event:?}");
         let json = event.json();
         let fields: Vec<_> = json.as_object().unwrap().keys().collect();
         assert_eq!(fields, ["price", "timestamp"]);
@@ -629,12 +584,12 @@ impl Stream {
         event
     }
 
-    /// The next `n` updates.
+    /// Reads the next `n` updates.
     pub fn updates(&mut self, n: usize) -> Vec<Event> {
         (0..n).map(|_| self.update()).collect()
     }
 
-    /// The next event, which must have this name. A `status` is passed over, unless it is wanted.
+    /// Reads the next event, skipping any `status` unless that is the name. Panics on another event.
     pub fn named(&mut self, name: &str) -> Value {
         let event = if name == "status" { self.event() } else { self.beyond_status() };
         assert_eq!(event.name.as_deref(), Some(name), "{event:?}");
@@ -642,14 +597,14 @@ impl Stream {
         event.json()
     }
 
-    /// Whether the server ends the stream, after whatever it still sends.
+    /// Reads until the server ends the stream. Panics if it does not.
     pub fn ends(mut self) -> bool {
         while self.next().is_some() {}
         true
     }
 }
 
-/// A connection whose peer can send only very little before it must wait for us to read.
+/// Connects with a small receive buffer, so that the server soon blocks unless the client reads.
 pub fn narrow(server: &Server) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -658,10 +613,10 @@ pub fn narrow(server: &Server) -> TcpStream {
     socket.into()
 }
 
-/// Checks that no update came twice or out of order: prices of the source count up, ids rise.
+/// Asserts that no update is repeated or out of order: the source's prices count up, and ids increase.
 pub fn assert_in_order(updates: &[Event]) {
     for pair in updates.windows(2) {
-        assert!(pair[0].price() < pair[1].price(), "doubled or out of order: {pair:?}");
-        assert!(pair[0].id < pair[1].id, "ids must rise");
+        assert!(pair[0].price() < pair[1].price(), "repeated or out of order: {pair:?}");
+        assert!(pair[0].id < pair[1].id, "ids increase");
     }
 }
