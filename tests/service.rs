@@ -1,72 +1,57 @@
-//! What a client receives: every update, what it missed, and a gap if something is missing.
-//! The real binary, over real sockets.
+//! What a client receives: every update, those that it missed, and a `gap` if some are missing. Also requests,
+//! options and the shutdown. Runs the real binary over real sockets.
 
 mod common;
 
-use std::io::{Read, Write};
-use std::process::Command;
-
 use common::{Say, Server, Source, Stream, assert_in_order, eventually};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 #[test]
-fn several_clients_get_the_same_updates() {
+fn a_stream_begins_with_its_headers_retry_and_a_status() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
-    let mut streams: Vec<Stream> = (0..5).map(|_| server.stream("/stream?since=0")).collect();
-    let expected = streams[0].updates(8);
-    server.assert_complete(&expected);
-    assert_eq!(expected[0].price(), 1.0, "since=0 is all there is");
-    for stream in &mut streams[1..] {
-        assert_eq!(stream.updates(8), expected);
+    let last = server.stream("/stream").update().id.unwrap();
+    let mut retries = Vec::new();
+    let header = format!("Last-Event-ID: {last}\r\n");
+    for (path, header) in [("/stream", ""), ("/stream?since=0", ""), ("/stream", &header)].repeat(3)
+    {
+        let mut stream = server.stream_with(path, header);
+        for (name, value) in [
+            ("Content-Type", "text/event-stream"),
+            ("Cache-Control", "no-store, no-transform"),
+            ("X-Accel-Buffering", "no"),
+            ("Connection", "close"),
+            ("Access-Control-Allow-Origin", "*"),
+        ] {
+            assert_eq!(stream.header(name), Some(value));
+        }
+        let first = stream.next().unwrap();
+        assert_eq!(first.name.as_deref(), Some("status"));
+        retries.push(first.retry.expect("retry in the first block"));
+        let status = first.json();
+        let fields: Vec<_> = status.as_object().unwrap().keys().collect();
+        assert_eq!(fields, ["latest", "now", "reason", "simulated", "stale"]);
+        let (latest, now) = (status["latest"].as_u64().unwrap(), status["now"].as_u64().unwrap());
+        assert!(latest >= last && now >= latest, "{status}");
+        assert_in_order(&stream.updates(3));
     }
+    assert!(retries.iter().all(|retry| (2_000..=5_000).contains(retry)), "{retries:?}");
+    assert!(retries.iter().any(|retry| *retry != retries[0]), "clients would reconnect at once");
 }
 
 #[test]
-fn a_stream_has_the_head_and_the_form_that_browsers_want() {
-    let source = Source::start();
-    let server = Server::start(&source, &[]);
-    let mut stream = server.stream("/stream");
-    for (name, value) in [
-        ("Content-Type", "text/event-stream"),
-        ("Cache-Control", "no-store, no-transform"),
-        ("X-Accel-Buffering", "no"),
-        ("Connection", "close"),
-        ("Access-Control-Allow-Origin", "*"),
-    ] {
-        assert_eq!(stream.header(name), Some(value));
-    }
-    let first = stream.next().unwrap();
-    assert_eq!(first.name.as_deref(), Some("status"));
-    let retry = first.retry.expect("it comes with the first event");
-    assert!((2_000..=5_000).contains(&retry));
-    let others: Vec<_> = (0..8).map(|_| server.stream("/stream").next().unwrap().retry).collect();
-    assert!(others.iter().any(|other| *other != Some(retry)), "all come back at once: {others:?}");
-    assert_in_order(&stream.updates(3));
-}
-
-#[test]
-fn without_since_the_latest_update_comes_at_once() {
-    let source = Source::start();
-    let server = Server::start(&source, &[]);
-    server.stream("/stream?since=0").updates(3);
-    source.ration();
-    let latest = server.get("/price").json();
-    let update = server.stream("/stream").update();
-    assert_eq!(update.json(), latest);
-}
-
-#[test]
-fn who_was_away_gets_exactly_what_was_missed_and_is_live_again() {
+fn a_reconnecting_client_receives_the_updates_it_missed_then_live_ones() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
     let before = server.stream("/stream?since=0").updates(3);
+    assert_eq!(before[0].price(), 1.0, "since=0 stands for all updates");
     let last = before[2].id.unwrap();
     server.stream("/stream").updates(6);
 
     let mut by_since = server.stream(&format!("/stream?since={last}"));
     let mut by_header = server.stream_with("/stream", &format!("Last-Event-ID: {last}\r\n"));
-    // A browser that reconnects sends both, and its header is the newer.
+    // A reconnecting browser sends both; the header is newer.
     let both = format!("/stream?since={}", before[0].id.unwrap());
     let mut by_both = server.stream_with(&both, &format!("Last-Event-ID: {last}\r\n"));
     for stream in [&mut by_since, &mut by_header, &mut by_both] {
@@ -75,7 +60,7 @@ fn who_was_away_gets_exactly_what_was_missed_and_is_live_again() {
 }
 
 #[test]
-fn since_may_be_a_date_or_seconds_or_how_long_ago() {
+fn since_is_a_date_or_unix_time_or_how_long_ago() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
     let first = server.stream("/stream?since=0").update();
@@ -86,7 +71,7 @@ fn since_may_be_a_date_or_seconds_or_how_long_ago() {
         let next = server.stream(&format!("/stream?since={since}")).update();
         server.assert_complete(&[first.clone(), next]);
     }
-    // A whole second before, and longer ago: which is before this process too.
+    // All of these are before the process started.
     for since in [(millis / 1000 - 1).to_string(), "-5m".into(), "1h%2030m".into(), "1h+30m".into()]
     {
         let mut stream = server.stream(&format!("/stream?since={since}"));
@@ -96,12 +81,12 @@ fn since_may_be_a_date_or_seconds_or_how_long_ago() {
 }
 
 #[test]
-fn an_id_from_another_life_gets_a_gap_and_then_live_updates() {
+fn an_unknown_id_gets_a_gap_then_live_updates() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
     let id = server.stream("/stream").update().id.unwrap();
     let day = 86_400_000;
-    // From a clock that was ahead, from one that was far ahead, and from another server at this address.
+    // From a clock that was ahead, from one far ahead, and from another server at this address.
     for (id, since) in [
         ((id + day).to_string(), Some(id + day)),
         ((id + 3_000 * day).to_string(), Some(id + 3_000 * day)),
@@ -116,7 +101,7 @@ fn an_id_from_another_life_gets_a_gap_and_then_live_updates() {
         assert_eq!(gap["oldest"].as_u64(), updates[0].id);
         server.assert_complete(&updates);
     }
-    // A time in the future, in any unit, is no mistake either.
+    // A future time, in any unit, is not an error either.
     for since in [id + day, (id + day) * 1_000, (id + day) * 1_000_000] {
         let mut stream = server.stream(&format!("/stream?since={since}"));
         stream.named("gap");
@@ -126,28 +111,34 @@ fn an_id_from_another_life_gets_a_gap_and_then_live_updates() {
 }
 
 #[test]
-fn before_the_first_update_an_id_from_another_life_gets_its_gap_once() {
+fn before_the_first_update_requests_get_503_and_streams_a_status_and_keep_alive_comments() {
     let source = Source::start();
     source.ration();
-    let server = Server::start(&source, &[]);
-    let mut stream = server.stream_with("/stream", "Last-Event-ID: 99999999999999\r\n");
-    assert_eq!(stream.named("gap")["oldest"], serde_json::Value::Null);
+    let server = Server::start(&source, &["--heartbeat", "20ms"]);
+    for path in ["/price", "/history"] {
+        let early = server.get(path);
+        assert_eq!((early.status, early.header("Retry-After")), (503, Some("5")), "{path}");
+        assert!(early.error().contains("no price yet"));
+    }
+    let mut stream = server.stream("/stream");
+    assert!(stream.line().starts_with("retry: "));
+    assert_eq!(stream.named("status")["latest"], Value::Null);
+    assert_eq!((stream.line(), stream.line()), (":".into(), ":".into()));
+    let mut foreign = server.stream_with("/stream", "Last-Event-ID: 99999999999999\r\n");
+    assert_eq!(foreign.named("gap")["oldest"], Value::Null);
     source.allow(u64::MAX);
-    server.assert_complete(&stream.updates(3));
+    stream.update();
+    server.assert_complete(&foreign.updates(3)); // No second gap.
 }
 
 #[test]
-fn the_history_is_an_array_that_one_can_go_on_from() {
+fn the_history_is_an_array_and_can_be_paged_through() {
     let source = Source::start();
-    source.say(Say::Nothing);
     let server = Server::start(&source, &["--interval", "50ms"]);
-    let empty = server.get("/history");
-    assert_eq!((empty.status, empty.header("Retry-After")), (503, Some("5")));
-    source.say(Say::Prices);
     eventually("ten updates", || server.metric("btc_ticker_history_updates") >= 10.0);
     source.say(Say::Status(500, String::new(), String::new()));
     let failures = "btc_ticker_fetches_total{outcome=\"HTTP 500\"}";
-    eventually("no more", || server.metric(failures) > 0.0);
+    eventually("publishing stops", || server.metric(failures) > 0.0);
     let latest = server.get("/price").json();
     let mut stream = server.stream("/stream?since=0");
     let mut all = vec![stream.update().json()];
@@ -167,7 +158,7 @@ fn the_history_is_an_array_that_one_can_go_on_from() {
     assert_eq!(get(&format!("?since={}", time(4))), (all[5..].to_vec(), None));
     assert_eq!(get(&format!("?since={}&limit=2", time(4))), (all[5..7].to_vec(), None));
     assert_eq!(get(&format!("?since={}", time(last))), (vec![], None));
-    // Three at a time, from the last one on.
+    // In pages of three.
     let mut pages = Vec::new();
     let mut since = 0;
     loop {
@@ -177,12 +168,12 @@ fn the_history_is_an_array_that_one_can_go_on_from() {
         pages.extend(page);
     }
     assert_eq!(pages, all);
-    // Before this process nobody knows: said as the stream does.
+    // Updates from before the process started are missing.
     let (page, gap) = get("?since=1h&limit=1");
     assert_eq!(page, all[..1]);
-    let gap: serde_json::Value = serde_json::from_str(&gap.unwrap()).unwrap();
+    let gap: Value = serde_json::from_str(&gap.unwrap()).unwrap();
     assert_eq!(gap["oldest"].as_u64(), Some(time(0)));
-    // It is no stream: this header is another's.
+    // `Last-Event-ID` is for streams only.
     let request = "GET /history HTTP/1.1\r\nHost: x\r\nLast-Event-ID: nonsense\r\n\r\n";
     assert_eq!(server.ask(request).json().as_array().unwrap().len(), all.len());
 
@@ -205,7 +196,7 @@ fn the_history_is_an_array_that_one_can_go_on_from() {
 }
 
 #[test]
-fn what_is_gone_is_told_and_what_is_not_is_not() {
+fn updates_that_expired_or_were_lost_in_a_restart_are_reported_as_a_gap() {
     let source = Source::start();
     let server = Server::start(&source, &["--retention", "600ms"]);
     let mut stream = server.stream("/stream?since=0");
@@ -218,24 +209,19 @@ fn what_is_gone_is_told_and_what_is_not_is_not() {
     assert_eq!(gap["oldest"].as_u64(), oldest.id);
     assert_in_order(&[vec![oldest], late.updates(3)].concat());
 
+    // Nothing is missing: no gap.
     let mut all = server.stream("/stream?since=0");
     all.update();
     let latest = all.update().id.unwrap();
     server.stream(&format!("/stream?since={latest}")).update();
-    // Before this process: it cannot know.
+    // The process was not running then.
     server.stream("/stream?since=2020-01-01T00:00:00Z").named("gap");
-}
 
-#[test]
-fn a_restarted_server_says_that_its_memory_is_new() {
-    let source = Source::start();
-    let server = Server::start(&source, &[]);
-    let last = server.stream("/stream").update().id.unwrap();
     let address = server.address.to_string();
     server.stop(Signal::SIGTERM);
     let server = Server::start_at(&address, &source, &[]);
-    let mut stream = server.stream_with("/stream", &format!("Last-Event-ID: {last}\r\n"));
-    assert_eq!(stream.named("gap")["since"].as_u64(), Some(last));
+    let mut stream = server.stream_with("/stream", &format!("Last-Event-ID: {latest}\r\n"));
+    assert_eq!(stream.named("gap")["since"].as_u64(), Some(latest));
     stream.updates(2);
 }
 
@@ -243,12 +229,12 @@ fn a_restarted_server_says_that_its_memory_is_new() {
 fn a_reader_that_pauses_misses_nothing_and_does_not_block_others() {
     let source = Source::start();
     let server = Server::start(&source, &["--interval", "1ms"]);
-    // More than the buffers on the way to a client take.
+    // More than the kernel buffers for a client.
     let mut others = server.stream("/stream?since=0");
     others.updates(5_000);
     let mut slow = Stream::open(common::narrow(&server), "/stream?since=0", "");
     let mut all = vec![slow.update()];
-    // More than its channel holds.
+    // More than its channel buffers.
     let seen = others.updates(1_000);
     while all.last().unwrap().id < seen.last().unwrap().id {
         all.push(slow.update());
@@ -259,19 +245,19 @@ fn a_reader_that_pauses_misses_nothing_and_does_not_block_others() {
 }
 
 #[test]
-fn a_quiet_stream_gets_a_heartbeat() {
+fn an_idle_stream_gets_keep_alive_comments() {
     let source = Source::start();
     let server = Server::start(&source, &["--heartbeat", "50ms", "--interval", "60s"]);
     let mut stream = server.stream("/stream?since=0");
     stream.update();
     for _ in 0..3 {
-        // No empty line follows: it is a part of the next event.
+        // Without an empty line after it: a comment belongs to the next event.
         assert_eq!(stream.line(), ":");
     }
 }
 
 #[test]
-fn no_fault_of_the_source_becomes_an_update_and_the_stream_goes_on() {
+fn no_fault_of_the_source_becomes_an_update_or_ends_a_stream() {
     let source = Source::start();
     let arguments = ["--interval", "50ms"];
     let server = Server::start(&source, &arguments);
@@ -303,7 +289,7 @@ fn no_fault_of_the_source_becomes_an_update_and_the_stream_goes_on() {
         source.say(fault);
         eventually(outcome, || server.metric(&count) > before);
         source.say(Say::Prices);
-        // Prices counted up while the fault was being set and lifted; they are all there.
+        // Prices that were fetched just before the fault may also arrive.
         let update = stream.update();
         assert!(update.price() >= expected && update.price() < 666.0, "{update:?}");
         expected = update.price() + 1.0;
@@ -313,19 +299,12 @@ fn no_fault_of_the_source_becomes_an_update_and_the_stream_goes_on() {
 }
 
 #[test]
-fn errors_say_what_was_wrong_and_what_is_right() {
+fn errors_say_what_was_wrong_and_what_to_send_instead() {
     let source = Source::start();
-    source.ration();
     let server = Server::start(&source, &[]);
-    let early = server.get("/price");
-    assert_eq!((early.status, early.header("Retry-After")), (503, Some("5")));
-    assert!(early.error().contains("no price yet"));
-
     for since in ["", "yesterday", "-1", "1.5", "2026-11-23", "%00", "NaN"] {
-        for answer in [
-            server.get(&format!("/stream?since={since}")),
-            server.get(&format!("/history?since={since}")),
-        ] {
+        for path in ["/stream", "/history"] {
+            let answer = server.get(&format!("{path}?since={since}"));
             assert_eq!(answer.status, 400, "{since:?}");
             for form in ["1795426752977", "1795426752", "2026-11-23T09:30:00Z", "5m"] {
                 assert!(answer.error().contains(form));
@@ -333,31 +312,18 @@ fn errors_say_what_was_wrong_and_what_is_right() {
         }
     }
     for method in ["POST", "PUT", "DELETE", "BREW"] {
-        let answer = server
-            .ask(&format!("{method} /price HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"));
+        let head = format!("{method} /price HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n");
+        let answer = server.ask(&(head + "hi"));
         assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET, HEAD, OPTIONS")));
         assert!(answer.error().contains("GET"));
     }
-    let lost = server.get("/prices");
-    assert_eq!((lost.status, lost.header("Content-Type")), (404, Some("application/json")));
-    assert!(lost.error().contains("/price"));
+    let unknown = server.get("/prices");
+    assert_eq!((unknown.status, unknown.header("Content-Type")), (404, Some("application/json")));
+    assert!(unknown.error().contains("/price"));
 }
 
 #[test]
-fn before_the_first_update_there_is_a_status_and_keep_alive_comments() {
-    let source = Source::start();
-    source.ration();
-    let server = Server::start(&source, &["--heartbeat", "20ms"]);
-    let mut stream = server.stream("/stream");
-    assert!(stream.line().starts_with("retry: "));
-    assert_eq!(stream.named("status")["latest"], serde_json::Value::Null);
-    assert_eq!((stream.line(), stream.line()), (":".into(), ":".into()));
-    source.allow(1);
-    stream.update();
-}
-
-#[test]
-fn a_page_of_another_origin_may_stream_by_fetch() {
+fn a_page_of_another_origin_may_use_fetch() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
     for path in ["/stream", "/price", "/history", "*"] {
@@ -376,21 +342,24 @@ fn a_page_of_another_origin_may_stream_by_fetch() {
             assert_eq!(answer.header(name), Some(value));
         }
     }
-    // The path is not looked at; who then asks for it is told.
+    // OPTIONS does not check the path; GET does.
     assert_eq!(server.ask("OPTIONS /nowhere HTTP/1.1\r\nHost: x\r\n\r\n").status, 204);
     assert_eq!(server.ask("GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n").status, 404);
 }
 
 #[test]
-fn price_is_the_latest_update_and_head_is_get_without_a_body() {
+fn price_is_the_latest_update_and_head_has_the_headers_of_get() {
     let source = Source::start();
     let server = Server::start(&source, &["--interval", "60s"]);
     let update = server.stream("/stream?since=0").update();
     let price = server.get("/price");
     assert_eq!((price.status, price.body.as_str()), (200, update.data.as_deref().unwrap()));
+    assert_eq!(server.stream("/stream").update(), update, "without since, the latest comes first");
+    let policy = server.get("/");
+    assert!(policy.header("Content-Security-Policy").unwrap().contains("default-src 'none'"));
     for path in ["/", "/price", "/history", "/healthz", "/metrics", "/app.js", "/style.css"] {
-        let (get, head) =
-            (server.get(path), server.ask(&format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n")));
+        let get = server.get(path);
+        let head = server.ask(&format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
         assert_eq!((get.status, head.status), (200, 200), "{path}");
         assert!(!get.body.is_empty());
         if path != "/metrics" && path != "/healthz" {
@@ -399,54 +368,26 @@ fn price_is_the_latest_update_and_head_is_get_without_a_body() {
     }
     let head = server.ask("HEAD /stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert_eq!((head.status, head.header("Content-Type")), (200, Some("text/event-stream")));
-    assert_eq!(server.metric("btc_ticker_clients_accepted_total"), 1.0, "the first was no HEAD");
+    assert_eq!(server.metric("btc_ticker_clients_accepted_total"), 2.0, "HEAD opens no stream");
 }
 
 #[test]
-fn requests_on_one_connection_are_answered_in_order() {
-    let source = Source::start();
-    let server = Server::start(&source, &[]);
-    server.stream("/stream").update();
-    let mut connection = server.connect();
-    let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
-    let requests = [ask("/price"), ask("/nowhere"), ask("/healthz"), ask("/price")].concat();
-    connection.write_all(requests.as_bytes()).unwrap();
-    let mut reader = std::io::BufReader::new(connection);
-    let statuses = [(); 4].map(|()| common::Answer::read(&mut reader, true).unwrap().status);
-    assert_eq!(statuses, [200, 404, 200, 200]);
-}
-
-#[test]
-fn the_page_takes_nothing_from_elsewhere() {
-    let source = Source::start();
-    let server = Server::start(&source, &[]);
-    let page = server.get("/");
-    assert!(page.header("Content-Security-Policy").unwrap().contains("default-src 'none'"));
-}
-
-#[test]
-fn simulated_prices_are_marked_wherever_they_show() {
+fn simulated_prices_are_marked_in_every_response() {
     let mut command = Server::command();
-    let server = Server::run(command.args([
-        "--source",
-        "demo",
-        "--listen",
-        "127.0.0.1:0",
-        "--interval",
-        "100ms",
-    ]));
+    command.args(["--source", "demo", "--listen", "127.0.0.1:0", "--interval", "100ms"]);
+    let server = Server::run(&mut command);
     let mut stream = server.stream("/stream");
     let marked = |head: Option<&str>| head.is_some_and(|value| value.contains("simulated"));
     assert!(marked(stream.header("X-Price-Source")));
     assert!(marked(Some(&stream.line())));
     assert_eq!(stream.named("status")["simulated"], true);
     assert!(stream.updates(3).iter().all(|update| update.price() > 1_000.0));
-    assert!(marked(server.get("/history").header("X-Price-Source")));
-    assert!(marked(server.get("/price").header("X-Price-Source")));
+    for path in ["/price", "/history"] {
+        assert!(marked(server.get(path).header("X-Price-Source")), "{path}");
+    }
     assert_eq!(server.get("/healthz").json()["simulated"], true);
-    assert!(
-        server.get("/metrics").body.contains("btc_ticker_price_usd{source=\"demo (simulated)\"}")
-    );
+    let metric = "btc_ticker_price_usd{source=\"demo (simulated)\"}";
+    assert!(server.get("/metrics").body.contains(metric));
     assert!(server.get("/").body.contains("data-simulated=\"true\""));
 }
 
@@ -454,7 +395,7 @@ fn simulated_prices_are_marked_wherever_they_show() {
 fn streams_end_with_the_service() {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let source = Source::start();
-        // Where the tests run in the background, these signals may be ignored.
+        // A shell in the background starts the tests with these signals ignored.
         let line = "exec env --default-signal=INT,HUP \"$0\" \"$@\"";
         let server = Server::start_by_shell(line, &source, &[]);
         let mut streams: Vec<Stream> = (0..50).map(|_| server.stream("/stream")).collect();
@@ -462,28 +403,13 @@ fn streams_end_with_the_service() {
         let (status, log) = server.stop(signal);
         assert_eq!(status.code(), Some(0), "{log}");
         assert!(log.contains("received a signal"), "{log}");
-        assert!(!log.contains("still wait"), "every stream ends by itself: {log}");
+        assert!(!log.contains("still wait"), "every stream ends on its own: {log}");
         assert!(streams.into_iter().all(Stream::ends));
     }
 }
 
 #[test]
-fn a_service_with_a_thousand_streams_and_a_silent_source_ends_as_well() {
-    let source = Source::start();
-    source.say(Say::Nothing);
-    let server = Server::start(&source, &["--interval", "20s"]);
-    let streams: Vec<Stream> = (0..1_000).map(|_| server.stream("/stream")).collect();
-    assert_eq!(server.metric("btc_ticker_clients"), 1_000.0);
-    eventually("it waits for the source", || !source.requests().is_empty());
-    let (status, log) = server.stop(Signal::SIGTERM);
-    assert_eq!(status.code(), Some(0), "{log}");
-    assert!(!log.contains("still wait"), "every thread ends by itself: {log}");
-    assert!(!log.contains("no price"), "and that is no failure of the source: {log}");
-    assert!(streams.into_iter().all(Stream::ends));
-}
-
-#[test]
-fn options_that_make_no_sense_are_refused_with_what_would() {
+fn an_invalid_option_is_refused_with_a_valid_example() {
     for (arguments, hint) in [
         (&["--interval", "5"][..], "5s"),
         (&["--interval", "0s"], "1ms"),
@@ -512,11 +438,10 @@ fn options_that_make_no_sense_are_refused_with_what_would() {
 }
 
 #[test]
-fn an_environment_variable_that_is_wrong_is_named_and_one_that_is_empty_is_none() {
+fn an_invalid_environment_variable_is_named_and_an_empty_one_is_unset() {
     let fail = |arguments: &[&str]| {
         let mut command = Server::command();
-        command.env("BTC_TICKER_INTERVAL", "never").args(arguments);
-        let output = command.output().unwrap();
+        let output = command.env("BTC_TICKER_INTERVAL", "never").args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2));
         String::from_utf8(output.stderr).unwrap()
     };
@@ -531,16 +456,13 @@ fn an_environment_variable_that_is_wrong_is_named_and_one_that_is_empty_is_none(
     }
     command.env("BTC_TICKER_RETENTION", "1w").env("BTC_TICKER_HEARTBEAT", "1d");
     let server = Server::run(command.args(["--source", "demo", "--listen", "127.0.0.1:0"]));
-    eventually("kept as long as the limit allows", || {
+    eventually("the log has the effective retention", || {
         server.log().contains("every 5s, kept for 5d 18h 53m 20s")
     });
-    drop(server);
-    let output = Server::command().env("BTC_TICKER_SOURCE", "").arg("--help").output().unwrap();
-    assert!(output.status.success());
 }
 
 #[test]
-fn an_address_in_use_is_told() {
+fn an_address_in_use_is_reported() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
     let address = server.address.to_string();
@@ -553,53 +475,13 @@ fn an_address_in_use_is_told() {
 }
 
 #[test]
-fn help_tells_a_newcomer_what_to_do() {
-    let output = Server::command().arg("--help").output().unwrap();
+fn help_shows_how_to_start() {
+    let output = Server::command().env("BTC_TICKER_SOURCE", "").arg("--help").output().unwrap();
+    assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
     for word in
         ["curl -N", "--source", "demo", "COINDESK_API_KEY", "BTC_TICKER_LISTEN", "[default: 5s]"]
     {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
-}
-
-#[test]
-fn the_service_can_ask_itself_how_it_is() {
-    let source = Source::start();
-    source.ration();
-    let server = Server::start(&source, &[]);
-    let ask = || {
-        let mut command = Server::command();
-        command.args(["--check-health", "--listen", &server.address.to_string()]);
-        command.output().unwrap()
-    };
-    assert_eq!(ask().status.code(), Some(1), "there is no price yet");
-    source.allow(1_000);
-    server.stream("/stream").update();
-    let output = ask();
-    assert_eq!(output.status.code(), Some(0));
-    assert!(String::from_utf8(output.stdout).unwrap().contains("\"status\":\"ok\""));
-}
-
-#[test]
-fn curl_sees_what_the_readme_shows() {
-    let Ok(version) = Command::new("curl").arg("--version").output() else {
-        return common::skipped("what the README shows was not tested: curl is not installed");
-    };
-    assert!(version.status.success());
-    let source = Source::start();
-    let server = Server::start(&source, &[]);
-    let mut curl = Command::new("curl");
-    let url = server.url("/stream");
-    let mut child = curl.args(["-sN", &url]).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    let mut output = child.stdout.take().unwrap();
-    let mut text = String::new();
-    while text.matches("data: {\"timestamp\":").count() < 3 {
-        let mut bytes = [0; 1024];
-        let read = output.read(&mut bytes).unwrap();
-        assert!(read > 0, "curl ended after {text}");
-        text.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
