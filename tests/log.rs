@@ -1,5 +1,5 @@
-//! What the service prints, while nothing reads it: its standard streams are pipes that are full or
-//! closed, as those of a hung log driver are. A paused terminal behaves like a full pipe.
+//! The service's output while nothing reads it: its standard streams are pipes that are full, as with a hung
+//! log driver or a paused terminal, or closed.
 
 mod common;
 
@@ -32,7 +32,12 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
     (reader, writer)
 }
 
-/// The service with its log in this pipe.
+fn closed_pipe() -> PipeWriter {
+    let (_, writer) = pipe().unwrap();
+    writer
+}
+
+/// Starts the service with its log in this pipe.
 fn start_with_log(writer: &PipeWriter, level: &str, source: &Source, more: &[&str]) -> Server {
     let log = format!("/proc/{}/fd/{}", id(), writer.as_raw_fd());
     let line = format!("RUST_LOG={level} exec \"$0\" \"$@\" 2>{log}");
@@ -72,7 +77,7 @@ fn a_log_that_is_read_again_reports_the_number_of_dropped_lines() {
     let mut server = start_with_log(&writer, "debug", &source, &["--interval", "5ms"]);
     drop(writer);
     let dropped = || server.metric("btc_ticker_log_lines_dropped_total");
-    eventually("the backlog is full", || dropped() > 0.0);
+    eventually("lines are dropped", || dropped() > 0.0);
     source.say(Say::Nothing);
     let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
     let report = lines.find(|line| line.contains("log lines because nothing read them")).unwrap();
@@ -80,41 +85,50 @@ fn a_log_that_is_read_again_reports_the_number_of_dropped_lines() {
     let number = report.split_whitespace().find_map(|word| word.parse().ok());
     assert!(number.is_some_and(|number: f64| number > 0.0), "{report}");
     server.signal(Signal::SIGTERM);
-    assert!(lines.any(|line| line.contains("served 0 streams")), "flushed at the end");
+    assert!(lines.any(|line| line.contains("served 0 streams")), "the last line is flushed");
     assert_eq!(end_of(&mut server.child).code(), Some(0));
 }
 
 #[test]
-fn it_starts_and_stops_while_nothing_reads_what_it_prints() {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let (_reader, writer) = full_pipe();
-    let command = || {
-        let mut command = Server::command();
-        command.args(["--source", "demo", "--listen", &address]);
-        command.stdout(writer.try_clone().unwrap()).stderr(writer.try_clone().unwrap());
-        command
-    };
-    let mut server = command().spawn().unwrap();
-    eventually("it listens", || TcpStream::connect(&address).is_ok());
-    let refused = end_of(&mut command().spawn().unwrap());
-    assert_eq!(refused.code(), Some(1), "the address is taken");
-    kill(Pid::from_raw(server.id() as i32), Signal::SIGTERM).unwrap();
-    assert_eq!(end_of(&mut server).code(), Some(0));
+fn the_service_starts_and_stops_while_nothing_reads_its_output() {
+    let (_reader, full) = full_pipe();
+    for output in [full, closed_pipe()] {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let command = || {
+            let mut command = Server::command();
+            command.args(["--source", "demo", "--listen", &address]);
+            command.stdout(output.try_clone().unwrap()).stderr(output.try_clone().unwrap());
+            command
+        };
+        let mut server = command().spawn().unwrap();
+        eventually("it listens", || TcpStream::connect(&address).is_ok());
+        let refused = end_of(&mut command().spawn().unwrap());
+        assert_eq!(refused.code(), Some(1), "the address is taken");
+        kill(Pid::from_raw(server.id() as i32), Signal::SIGTERM).unwrap();
+        assert_eq!(end_of(&mut server).code(), Some(0));
+    }
 }
 
 #[test]
-fn a_health_check_does_not_depend_on_its_own_output() {
+fn check_health_probes_the_service_and_does_not_depend_on_its_own_output() {
     let source = Source::start();
+    source.ration();
     let server = Server::start(&source, &[]);
-    server.stream("/stream").update();
-    let (_reader, full) = full_pipe();
-    let (closed, broken) = pipe().unwrap();
-    drop(closed);
-    for stdout in [full, broken] {
+    let check = || {
         let mut command = Server::command();
         command.args(["--check-health", "--listen", &server.address.to_string()]);
-        let mut check = command.stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
-        assert_eq!(end_of(&mut check).code(), Some(0));
+        command
+    };
+    assert_eq!(check().output().unwrap().status.code(), Some(1), "there is no price yet");
+    source.allow(u64::MAX);
+    server.stream("/stream").update();
+    let output = check().output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("\"status\":\"ok\""));
+    let (_reader, full) = full_pipe();
+    for stdout in [full, closed_pipe()] {
+        let mut process = check().stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
+        assert_eq!(end_of(&mut process).code(), Some(0));
     }
 }
 
@@ -122,9 +136,9 @@ fn a_health_check_does_not_depend_on_its_own_output() {
 fn an_invalid_rust_log_is_reported_and_does_not_stop_the_service() {
     let source = Source::start();
     let mut command = Server::command();
-    command.env("RUST_LOG", "btc_ticker=much").args(["--listen", "127.0.0.1:0"]);
-    let server = Server::run(command.args(["--source-url", &source.url(), "--price-at", "/price"]));
-    eventually("in the log", || server.log().contains("much"));
+    command.env("RUST_LOG", "btc_ticker=much");
+    let server = Server::poll(command, "127.0.0.1:0", &source, &[]);
+    eventually("the log reports it", || server.log().contains("much"));
     server.stream("/stream").update();
 }
 
