@@ -1,4 +1,4 @@
-//! A real nginx that runs `deploy/nginx.conf` in front of the real binary.
+//! A real nginx with `deploy/nginx.conf` in front of the real binary.
 
 mod common;
 
@@ -17,26 +17,22 @@ use ureq::http::Response;
 use ureq::tls::TlsConfig;
 
 #[test]
-fn the_proxy_keeps_away_what_the_service_need_not_see() {
+fn the_proxy_limits_clients_and_refuses_what_the_service_need_not_see() {
     let Some(nginx) = nginx() else { return };
     let (source, silent) = (Source::start(), Source::start());
     silent.say(Say::Nothing);
     let (server, starting) = (Server::start(&source, &[]), Server::start(&silent, &[]));
     server.stream("/stream").update();
-    let proxy = Proxy::start(nginx, "limits", &[server.address, starting.address]);
+    let proxy = Proxy::start(nginx, &[server.address, starting.address]);
     let agent = agent();
-    let status = |path: &str, header: &str| {
-        let request = agent.get(proxy.url(path)).header("X-Header", header);
-        status_of(request.call().unwrap())
-    };
-    // One of the two has no price yet, so nginx asks the other one.
-    (0..4).for_each(|_| assert_eq!(status("/price", ""), 200));
-    assert_eq!(status("/", ""), 200);
-    assert_eq!(status("/metrics", ""), 404);
-    assert_eq!(status("/price", &"x".repeat(20_000)), 431);
-    assert_eq!(status(&format!("/price?{}", "x".repeat(20_000)), ""), 414);
+    let status = |path: &str| status_of(agent.get(proxy.url(path)).call().unwrap());
+    // One service has no price yet, so nginx retries with the other.
+    (0..4).for_each(|_| assert_eq!(status("/price"), 200));
+    assert_eq!(status("/"), 200);
+    assert_eq!(status("/metrics"), 404);
     let body = agent.post(proxy.url("/price")).send("x".repeat(2_000)).unwrap();
     assert_eq!(status_of(body), 413);
+    assert_refusals(&proxy);
 
     let plain = agent.get(format!("http://{}/stream?since=0", proxy.plain)).call().unwrap();
     assert_eq!(plain.status(), 301);
@@ -46,25 +42,23 @@ fn the_proxy_keeps_away_what_the_service_need_not_see() {
     let streams: Vec<_> = (0..100).map(|_| stream()).collect();
     assert!(streams.iter().all(|stream| stream.status() == 200));
     assert_eq!(status_of(stream()), 429);
-    assert_eq!(status("/price", ""), 429);
+    assert_eq!(status("/price"), 429);
     drop(streams);
-    eventually("there is room again", || stream().status() == 200);
+    eventually("places are free", || stream().status() == 200);
 
     server.stop(Signal::SIGKILL);
-    // 503 if nginx asks the one that has no price last.
-    assert!([502, 503].contains(&status("/price", "")));
+    // 503 if nginx tries the service without a price last.
+    assert!([502, 503].contains(&status("/price")));
     starting.stop(Signal::SIGKILL);
-    assert_eq!(status("/price", ""), 502);
+    assert_eq!(status("/price"), 502);
     // A browser reconnects after a broken connection, but not after a 502.
-    agent.get(proxy.url("/stream")).call().expect_err("a stream without a service");
+    agent.get(proxy.url("/stream")).call().expect_err("a broken connection");
 }
 
-#[test]
-fn each_request_that_the_proxy_refuses_is_told_what_was_wrong_with_it() {
-    let Some(nginx) = nginx() else { return };
-    let proxy = Proxy::start(nginx, "refusals", &[free_address()]);
+/// Asserts that each error of the proxy says what was wrong.
+fn assert_refusals(proxy: &Proxy) {
     let long = "x".repeat(20_000);
-    // Without TLS, because nginx looks at that last.
+    // Without TLS, which nginx checks last.
     for (request, status, words) in [
         ("GET /price HTTP/1.1\r\nHost: x".to_owned(), 400, "use https"),
         ("GET /stream HTTP/1.1\r\nHost: x".to_owned(), 400, "use https"),
@@ -79,14 +73,14 @@ fn each_request_that_the_proxy_refuses_is_told_what_was_wrong_with_it() {
         let mut connection = TcpStream::connect(proxy.secure).unwrap();
         connection.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(connection, "{request}\r\n\r\n").unwrap();
-        let answer = Answer::read(&mut BufReader::new(connection), true).expect("an answer");
+        let answer = Answer::read(&mut BufReader::new(connection), true).expect("a response");
         assert_eq!(answer.status, status, "{words}");
         assert_eq!(answer.header("Content-Type"), Some("application/json"), "{words}");
         assert!(answer.error().contains(words), "{words}: {}", answer.error());
     }
 }
 
-/// The status of a response. An error of the proxy has the form of those of the service.
+/// Returns the status. Asserts that an error of the proxy has the format of the service's errors.
 fn status_of(mut response: Response<ureq::Body>) -> u16 {
     let status = response.status().as_u16();
     if status >= 400 {
@@ -98,7 +92,7 @@ fn status_of(mut response: Response<ureq::Body>) -> u16 {
     status
 }
 
-/// A client that trusts every certificate, the one that the test has just made too.
+/// Returns a client that accepts any certificate.
 fn agent() -> Agent {
     let config = Agent::config_builder()
         .tls_config(TlsConfig::builder().disable_verification(true).build())
@@ -110,7 +104,7 @@ fn agent() -> Agent {
     config.build().into()
 }
 
-/// nginx with the configuration of `deploy/`. Stopped when it is dropped.
+/// nginx with the configuration of `deploy/`. Stopped on drop.
 struct Proxy {
     child: Child,
     folder: PathBuf,
@@ -118,14 +112,11 @@ struct Proxy {
     secure: SocketAddr,
 }
 
-/// The command that runs nginx. `None` if nginx or openssl is not installed: then the tests are skipped.
+/// Returns the command that runs nginx. `None` if nginx or openssl is not installed: then the test is skipped.
 fn nginx() -> Option<&'static str> {
-    let answers = |tool: &&str| {
-        let argument = if *tool == "openssl" { "version" } else { "-v" };
-        Command::new(tool).arg(argument).output().is_ok()
-    };
-    let found = ["nginx", "/usr/sbin/nginx"].into_iter().find(answers);
-    if let Some(nginx) = found.filter(|_| answers(&"openssl")) {
+    let exists = |program: &&str| Command::new(program).arg("-v").output().is_ok();
+    let found = ["nginx", "/usr/sbin/nginx"].into_iter().find(exists);
+    if let Some(nginx) = found.filter(|_| exists(&"openssl")) {
         return Some(nginx);
     }
     common::skipped(
@@ -136,14 +127,15 @@ fn nginx() -> Option<&'static str> {
 }
 
 impl Proxy {
-    fn start(nginx: &str, name: &str, services: &[SocketAddr]) -> Proxy {
-        let folder = folder(&format!("nginx-{name}"));
+    fn start(nginx: &str, services: &[SocketAddr]) -> Proxy {
+        let folder = folder("nginx");
         std::fs::create_dir(folder.join("tls")).unwrap();
         make_certificate(&folder);
         let one = include_str!("../deploy/processes.conf");
-        let all = services.iter().map(|at| one.replace("127.0.0.1:8080", &at.to_string()));
+        let all =
+            services.iter().map(|address| one.replace("127.0.0.1:8080", &address.to_string()));
         std::fs::write(folder.join("processes.conf"), all.collect::<String>()).unwrap();
-        // Another program may bind a port before nginx does; then nginx exits, and other ports are tried.
+        // If another program binds a port before nginx does, nginx exits and the test tries other ports.
         let mut started = None;
         eventually("nginx listens", || {
             started = Proxy::try_start(nginx, &folder);
@@ -171,7 +163,7 @@ impl Proxy {
         let mut proxy = Proxy { child, folder: folder.clone(), plain, secure };
         let mut listens = false;
         eventually("nginx listens or exits", || {
-            // nginx writes it after it has bound its ports.
+            // nginx writes the file after it has bound its ports.
             listens = folder.join("nginx.pid").exists();
             listens || proxy.child.try_wait().unwrap().is_some()
         });
@@ -185,7 +177,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // Not SIGKILL, which its workers would survive.
+        // Not SIGKILL, which the workers would survive.
         let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
         let _ = self.child.wait();
         if thread::panicking() {
@@ -195,7 +187,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Replaces the directories of the system, which may belong to root.
+/// Replaces the system's directories, which may belong to root.
 const OWN_FILES: &str = "access_log off; client_body_temp_path body; proxy_temp_path proxy; \
     fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;";
 
