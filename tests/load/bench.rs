@@ -1,8 +1,8 @@
-//! How much of a crowd one process can carry: `cargo bench --bench load -- --help`.
+//! The load benchmark: how many clients one process can serve. See `cargo bench --bench load -- --help`.
 //!
-//! It starts the real server against a source of its own, plays all its clients on one thread, and
-//! measures what they see and what the server uses. With `--peer` it does the same to another
-//! server, turn by turn, so that whatever else the machine does meanwhile falls on all of them.
+//! Starts the real server with a simulated source, runs all clients on one thread, and measures what they
+//! receive and what the server uses. With `--peer`, other servers are measured in turn, so that other load on
+//! the machine affects all of them alike.
 
 mod calm;
 mod catch_up;
@@ -31,60 +31,60 @@ use trial::{Scenario, Settings, Trial};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Descriptors that are no clients.
+/// Descriptors that are not clients.
 const OTHER_DESCRIPTORS: usize = 200;
 
 const EXPLANATION: &str = "\
-fan-out   how old an update is when clients have it, counted from when the source answered;
-          `last client` and `worst` are the median and the maximum, over all updates, of its age
-          when the last client had it
-catch-up  all clients at once ask for a backlog of 720 updates
-burst     all clients connect at once: until something is streamed to them
-churn     half of the clients come and go; before, meanwhile and after
-price     connections ask for /price, each as soon as it has the answer before
-idle      no client, a source polled every 5 s
+fan-out   age of an update when a client receives it, from the source's response; `last client` and
+          `worst` are the median and the maximum, over all updates, of its age at the last client
+catch-up  all clients request a backlog of 720 updates at once
+burst     all clients connect at once; time to the first byte of each stream
+churn     half of the clients connect and disconnect; before, during and after
+price     keep-alive connections request /price in a closed loop
+idle      no clients; the source is polled every 5 s
 
-CPU is that of the server, `load` that of the clients, which share the machine with it. `machine` is
-what the machine has less of, which includes the clients' end of each connection. `missed` counts
-updates that some client had and another had not, `retries` connections that came to nothing.";
+CPU is that of the server; `load` is that of the clients, on the same machine. `machine` is the
+decrease of available memory, which includes the clients' end of each connection. `missed` counts
+updates that one client received and another did not; `retries`, connections that failed before the
+stream began.";
 
 #[derive(Parser)]
 #[command(about = "Measures btc-ticker under load", bin_name = "cargo bench --bench load --")]
 #[command(after_help = EXPLANATION)]
 struct Arguments {
-    /// What to measure [default: all]
+    /// Scenarios to measure [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     scenario: Vec<Scenario>,
 
-    /// How many clients [default: several numbers, up to what the descriptors allow]
+    /// Numbers of clients [default: several for each scenario, up to the descriptor limit]
     #[arg(long, value_delimiter = ',')]
     clients: Vec<usize>,
 
-    /// A server to compare with, in the same run; it is built first
+    /// Servers to compare with, in the same run; they are built first
     #[arg(long, value_enum)]
     peer: Vec<Kind>,
 
-    /// How often to measure each; medians are shown
+    /// Runs of each measurement; the tables show medians
     #[arg(long, default_value_t = 1)]
     runs: usize,
 
-    /// How many updates a fan-out is measured over
+    /// Updates in each fan-out
     #[arg(long, default_value_t = 20)]
     updates: usize,
 
-    /// How long clients come and go, in seconds
+    /// Duration of the churn, in seconds
     #[arg(long, default_value_t = 30)]
     churn_for: u64,
 
-    /// JSON instead of tables, with every run
+    /// Print JSON with every run, instead of tables
     #[arg(long)]
     json: bool,
 
-    /// Draw the fan-out too: time to the last client, and memory, over the number of clients
+    /// Also plot the fan-out: time to the last client, and memory, by number of clients
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// What cargo says when it means it, and does not just test that benchmarks build.
+    /// Set by `cargo bench`, but not by `cargo test`, which only checks that the benchmark builds.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -92,7 +92,7 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if !arguments.bench {
-        println!("nothing measured: this is for cargo bench --bench load");
+        println!("nothing measured; run cargo bench --bench load");
         return Ok(());
     }
     server::kill_on_interrupt()?;
@@ -102,7 +102,7 @@ fn main() -> Result<()> {
     };
     let kinds = [&[Kind::BtcTicker], &arguments.peer[..]].concat();
     let mut rows = plan(&arguments, &kinds, raise_descriptor_limit()?);
-    // A path that is wrong is told now, not after an hour.
+    // A wrong path fails now, not after an hour.
     let plot = match &arguments.plot {
         Some(path) => Some(plot::open(path, &rows)?),
         None => None,
@@ -122,7 +122,7 @@ fn main() -> Result<()> {
         }
     }
     progress("");
-    // Before the tables, because printing ends the program if nobody reads on; it fails only after them.
+    // Written before the tables, because a closed stdout ends the program. An error is reported after them.
     let drawn = match plot {
         Some(mut file) => plot::write(&mut file, &rows, arguments.runs),
         None => Ok(()),
@@ -158,8 +158,8 @@ fn plan(arguments: &Arguments, kinds: &[Kind], most: usize) -> Vec<Row> {
     rows
 }
 
-/// Returns how many clients that leaves room for, here and in a server that keeps one connection in 32
-/// for others.
+/// Returns the number of clients that the new limit allows, both here and in a server that reserves one
+/// connection in 32 for other requests.
 fn raise_descriptor_limit() -> Result<usize> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
@@ -174,6 +174,5 @@ fn progress(text: &str) {
         return;
     }
     eprint!("\r\x1b[K{text}");
-    // A progress line that cannot be written is no reason to stop.
     let _ = stderr().flush();
 }

@@ -1,4 +1,4 @@
-//! Two scenarios while next to nothing is published: a crowd that comes all at once, and nobody.
+//! The scenarios burst and idle, during which hardly any update is published.
 
 use std::time::{Duration, Instant};
 
@@ -32,10 +32,10 @@ pub fn burst(trial: &Trial) -> Result<Figures> {
 
 pub fn idle(trial: &Trial) -> Result<Figures> {
     trial.first_update()?;
-    let mut nobody = Crowd::new(trial.server.address, "/stream", 0)?;
-    trial.settle(&mut nobody)?;
+    let mut no_clients = Crowd::new(trial.server.address, "/stream", 0)?;
+    trial.settle(&mut no_clients)?;
     let (before, switches) = (trial.server.usage()?, trial.server.context_switches()?);
-    nobody.pump_until(IDLE, |_| false)?;
+    no_clients.pump_until(IDLE, |_| false)?;
     let (after, switches) =
         (trial.server.usage()?, trial.server.context_switches()? as f64 - switches as f64);
     Ok(vec![

@@ -1,4 +1,4 @@
-//! All clients at once want the whole backlog: how long until the last has it, and at what cost?
+//! The scenario catch-up: all clients request the whole backlog at once.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use crate::crowd::Crowd;
 use crate::report::{Figures, percentile};
 use crate::trial::{LIMIT, Trial, own_cpu};
 
-/// An hour of the usual five seconds.
+/// An hour at the default interval of 5 s.
 pub const BACKLOG: usize = 720;
 
-/// More than an update takes on any server's wire.
+/// An upper bound of an encoded update, in bytes, for any server.
 const UPDATE_LENGTH: usize = 100;
 
 const PATH: &str = "/stream?since=0";
@@ -47,7 +47,7 @@ pub fn run(trial: &Trial) -> Result<Figures> {
     ])
 }
 
-/// The source gives no more answers than make the backlog. Returns the number of the last.
+/// Blocks until the server has the backlog, after which the source stops. Returns the last update's number.
 fn build_backlog(trial: &Trial) -> Result<usize> {
     let mut probe = Crowd::new(trial.server.address, PATH, 1)?;
     probe.open([0])?;
@@ -55,14 +55,14 @@ fn build_backlog(trial: &Trial) -> Result<usize> {
     let count = |probe: &Crowd| probe.clients[0].seen.count;
     while count(&probe) < BACKLOG {
         if Instant::now() > deadline {
-            return Err(format!("a backlog of {} only", count(&probe)).into());
+            return Err(format!("the backlog has only {} updates", count(&probe)).into());
         }
         let answered = trial.source.answered();
         let quiet = !probe.pump_until(Duration::from_secs(1), |probe| {
             count(probe) == BACKLOG || trial.source.answered() > answered
         })?;
         if quiet {
-            // An answer came too late for the server: another has to take its place.
+            // The server timed out on a response, so the source sends another.
             trial.source.allow(answered + BACKLOG - count(&probe));
         }
     }

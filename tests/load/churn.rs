@@ -1,5 +1,5 @@
-//! Half of the clients stay. Each of the others comes, goes, some of them without a good-bye, and
-//! comes back: what do they leave behind?
+//! The scenario churn: half of the clients stay connected; the others disconnect, half of the time with a
+//! reset, and reconnect. Measures what leaks.
 
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ pub fn run(trial: &Trial) -> Result<Figures> {
     trial.first_update()?;
     let stay = trial.clients / 2;
     let mut crowd = Crowd::new(trial.server.address, "/stream", trial.clients)?;
-    // All come once before the first look: what a server keeps for another crowd of this size is
-    // no leak, but what each further visit adds would be.
+    // All connect once before the baseline: memory that a server keeps for reuse is not a leak, but growth
+    // with each further visit is.
     crowd.open(0..trial.clients)?;
     trial.next_update(&mut crowd, trial.clients)?;
     for index in stay..trial.clients {
@@ -57,7 +57,7 @@ pub fn run(trial: &Trial) -> Result<Figures> {
     Ok(vec![
         ("visits", visits as f64),
         ("threads before", before.threads as f64),
-        ("threads meanwhile", most_threads as f64),
+        ("threads during", most_threads as f64),
         ("threads after", after.threads as f64),
         ("fds before", before.descriptors as f64),
         ("fds after", after.descriptors as f64),
@@ -74,13 +74,13 @@ fn leave(crowd: &mut Crowd, index: usize, abruptly: bool) -> Result<()> {
     if let Some(stream) = crowd.close(index)
         && abruptly
     {
-        // Closed like this the connection is reset, not ended.
+        // Makes close send a reset instead of FIN.
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     }
     Ok(())
 }
 
-/// Xorshift: the same visits in every run, and against every server.
+/// Xorshift: the same visits in every run and for every server.
 struct Random(u64);
 
 impl Random {

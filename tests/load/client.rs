@@ -1,4 +1,4 @@
-//! One client: it asks, reads, and keeps account of what it has seen.
+//! A client: sends a request, reads the stream, and records the updates it receives.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -9,25 +9,25 @@ use mio::net::TcpStream;
 use crate::Result;
 use crate::sse::{self, Decoder};
 
-/// What all clients of a crowd ask for.
-pub struct Question {
+/// The request that all clients of a crowd send.
+pub struct Request {
     pub address: SocketAddr,
     pub path: &'static str,
-    /// The last update of the backlog, while the clock of a catch-up runs: bodies are kept then and
-    /// read later, so that it is not the reading which is measured.
+    /// The last update of the backlog, during a catch-up: bodies are then stored and parsed later, so that
+    /// parsing is not measured.
     pub keep_until: Option<usize>,
 }
 
-/// What a crowd has seen together.
+/// The totals of a crowd.
 #[derive(Default)]
 pub struct Tally {
-    /// Clients with a stream that has begun.
+    /// Clients whose stream has begun.
     pub streaming: usize,
-    /// Clients that kept a body with the whole backlog.
+    /// Clients that have stored the whole backlog.
     pub complete: usize,
-    /// How many clients have the n-th price of the source.
+    /// For each price of the source, the number of clients that have received it.
     pub reached: Vec<usize>,
-    /// Which price arrived when.
+    /// The number of each delivered price, and when it was delivered.
     pub deliveries: Vec<(usize, Instant)>,
 }
 
@@ -38,7 +38,7 @@ pub struct Client {
     pub streaming_since: Option<Instant>,
     decoder: Decoder,
     body: Vec<u8>,
-    /// Since when it has kept the whole backlog.
+    /// When it had stored the whole backlog.
     pub complete_since: Option<Instant>,
     pub seen: Seen,
 }
@@ -47,18 +47,18 @@ pub struct Client {
 enum Stage {
     #[default]
     Connecting,
-    Asked(Vec<u8>),
-    Answered,
+    Requested(Vec<u8>),
+    Responded,
 }
 
-/// What a client has seen since it first came.
+/// The updates that a client has received, over all its connections.
 #[derive(Default)]
 pub struct Seen {
     first: Option<usize>,
     last: Option<usize>,
     last_id: u64,
     pub count: usize,
-    /// Updates that it had already, or that came out of order.
+    /// Updates received again or out of order.
     pub repeated: usize,
 }
 
@@ -79,15 +79,15 @@ impl Client {
         self.stream.is_some()
     }
 
-    /// Whether it has a connection that nothing was streamed on.
+    /// Whether it is connected, but its stream has not begun.
     pub fn is_waiting(&self) -> bool {
         self.is_connected() && self.streaming_since.is_none()
     }
 
-    /// Does what an event allows. An error means that this connection is of no more use.
-    pub fn attend(
+    /// Writes and reads as far as the socket allows. On an error, the caller closes the connection.
+    pub fn advance(
         &mut self,
-        question: &Question,
+        request: &Request,
         closing: bool,
         scratch: &mut [u8],
         tally: &mut Tally,
@@ -102,19 +102,19 @@ impl Client {
             if stream.peer_addr().is_err() {
                 return Ok(());
             }
-            stream.write_all(self.seen.request(question).as_bytes())?;
-            self.stage = Stage::Asked(Vec::new());
+            stream.write_all(self.seen.request(request).as_bytes())?;
+            self.stage = Stage::Requested(Vec::new());
         }
         while let Some(stream) = &mut self.stream {
             let length = match stream.read(scratch) {
-                Ok(0) => return Err("the server ended it".into()),
+                Ok(0) => return Err("the server closed the connection".into()),
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
             let now = Instant::now();
             let bytes = &scratch[..length];
-            if let Stage::Asked(head) = &mut self.stage {
+            if let Stage::Requested(head) = &mut self.stage {
                 head.extend_from_slice(bytes);
                 let Some(end) = head.windows(4).position(|four| four == b"\r\n\r\n") else {
                     continue;
@@ -125,14 +125,14 @@ impl Client {
                     return Err("refused".into());
                 }
                 self.decoder = Decoder::new(head.contains("transfer-encoding: chunked"));
-                self.stage = Stage::Answered;
-                // Whoever lost the connection before has to begin again.
+                self.stage = Stage::Responded;
+                // After a lost connection, the body begins anew.
                 self.body.clear();
-                self.take(question, &body, now, tally);
+                self.take(request, &body, now, tally);
             } else {
-                self.take(question, bytes, now, tally);
+                self.take(request, bytes, now, tally);
             }
-            // A short read has emptied the socket: spares a second call that would only say so.
+            // A short read has emptied the socket, so another read would only return `WouldBlock`.
             if length < scratch.len() && !closing {
                 break;
             }
@@ -140,7 +140,7 @@ impl Client {
         Ok(())
     }
 
-    fn take(&mut self, question: &Question, bytes: &[u8], now: Instant, tally: &mut Tally) {
+    fn take(&mut self, request: &Request, bytes: &[u8], now: Instant, tally: &mut Tally) {
         if bytes.is_empty() {
             return;
         }
@@ -148,10 +148,10 @@ impl Client {
             self.streaming_since = Some(now);
             tally.streaming += 1;
         }
-        let Some(last) = question.keep_until else {
+        let Some(last) = request.keep_until else {
             return self.decoder.feed(bytes, |id, number| {
-                if self.seen.note(id, number) {
-                    tally.note(number, now);
+                if self.seen.record(id, number) {
+                    tally.record(number, now);
                 }
             });
         };
@@ -162,28 +162,28 @@ impl Client {
         }
     }
 
-    /// Takes memory for a body, and touches it, so that it is not only promised.
-    pub fn make_room(&mut self, length: usize) {
+    /// Allocates memory for a body, and touches it, so that the kernel maps it now.
+    pub fn allocate_body(&mut self, length: usize) {
         self.body.resize(length, b' ');
         self.body.clear();
     }
 
-    /// Reads what was kept.
+    /// Parses the stored body.
     pub fn read_body(&mut self) {
         let body = std::mem::take(&mut self.body);
         self.decoder.feed(&body, |id, number| {
-            self.seen.note(id, number);
+            self.seen.record(id, number);
         });
     }
 }
 
 impl Tally {
-    /// How many clients have this update.
-    pub fn have(&self, number: usize) -> usize {
+    /// Returns the number of clients that have received this update.
+    pub fn received_by(&self, number: usize) -> usize {
         self.reached.get(number).copied().unwrap_or(0)
     }
 
-    fn note(&mut self, number: usize, now: Instant) {
+    fn record(&mut self, number: usize, now: Instant) {
         if self.reached.len() <= number {
             self.reached.resize(number + 1, 0);
         }
@@ -193,8 +193,8 @@ impl Tally {
 }
 
 impl Seen {
-    fn request(&self, question: &Question) -> String {
-        let Question { address, path, .. } = question;
+    fn request(&self, request: &Request) -> String {
+        let Request { address, path, .. } = request;
         let accept = "text/event-stream";
         let mut request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: {accept}\r\n");
         if self.last.is_some() {
@@ -203,8 +203,8 @@ impl Seen {
         request + "\r\n"
     }
 
-    /// Whether it is news.
-    fn note(&mut self, id: u64, number: usize) -> bool {
+    /// Records an update. Returns whether it is new.
+    fn record(&mut self, id: u64, number: usize) -> bool {
         if self.last.is_some_and(|last| number <= last || id <= self.last_id) {
             self.repeated += 1;
             return false;
@@ -216,7 +216,7 @@ impl Seen {
         true
     }
 
-    /// How many of the published numbers it should have seen by now, and has not.
+    /// Counts the published updates that this client should have received and has not.
     pub fn missed(&self, published: &[usize], last: Option<usize>) -> usize {
         let Some(last) = last.max(self.last) else {
             return 0;

@@ -1,5 +1,5 @@
-//! All clients, on one thread. They behave as a browser's `EventSource` does: who loses the
-//! connection comes back after a while and says what it saw last.
+//! All clients, on one thread. Like a browser's `EventSource`, a client that loses its connection reconnects
+//! after a pause, with the id of its last update.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -11,44 +11,44 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::Result;
-use crate::client::{Client, Question, Tally};
+use crate::client::{Client, Request, Tally};
 
-/// What Chrome waits before it connects again.
+/// Chrome's pause before it reconnects.
 const RETRY: Duration = Duration::from_secs(3);
 
-/// Who was not answered for so long tries again: a person would reload the page.
+/// The timeout for a response, after which a client reconnects, as a user would reload the page.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connections that are opened before those that are open get attention again.
+/// The number of connections to open between two polls of those that are open.
 const OPENED_AT_ONCE: usize = 64;
 
 pub struct Crowd {
-    question: Question,
+    request: Request,
     poll: Poll,
     events: Events,
     scratch: Vec<u8>,
     pub clients: Vec<Client>,
-    /// For those that want to be connected: since when they are, or try to be.
+    /// For each client that should be connected: when it last began to connect.
     wanted: Vec<Option<Instant>>,
-    comebacks: VecDeque<(Instant, usize)>,
+    reconnects: VecDeque<(Instant, usize)>,
     next_look: Instant,
     pub tally: Tally,
     /// Attempts that failed before anything was streamed.
     pub retries: usize,
-    /// Streams that ended although nobody had closed them.
+    /// Streams that ended without being closed by the client.
     pub lost: usize,
 }
 
 impl Crowd {
     pub fn new(address: SocketAddr, path: &'static str, size: usize) -> Result<Crowd> {
         Ok(Crowd {
-            question: Question { address, path, keep_until: None },
+            request: Request { address, path, keep_until: None },
             poll: Poll::new()?,
             events: Events::with_capacity(1024),
             scratch: vec![0; 64 * 1024],
             clients: (0..size).map(|_| Client::default()).collect(),
             wanted: vec![None; size],
-            comebacks: VecDeque::new(),
+            reconnects: VecDeque::new(),
             next_look: Instant::now(),
             tally: Tally::default(),
             retries: 0,
@@ -56,10 +56,10 @@ impl Crowd {
         })
     }
 
-    /// See [`Question::keep_until`]. Takes the memory now, before the clock runs.
+    /// See [`Request::keep_until`]. Allocates the memory before the measurement.
     pub fn keep_bodies_until(&mut self, number: usize, length: usize) {
-        self.question.keep_until = Some(number);
-        self.clients.iter_mut().for_each(|client| client.make_room(length));
+        self.request.keep_until = Some(number);
+        self.clients.iter_mut().for_each(|client| client.allocate_body(length));
     }
 
     pub fn open(&mut self, indices: impl IntoIterator<Item = usize>) -> Result<()> {
@@ -73,7 +73,7 @@ impl Crowd {
     }
 
     fn connect(&mut self, index: usize) -> Result<()> {
-        let mut stream = TcpStream::connect(self.question.address)?;
+        let mut stream = TcpStream::connect(self.request.address)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registry = self.poll.registry();
         registry.register(&mut stream, Token(index), interest)?;
@@ -82,7 +82,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// Returns what was open, for the caller to close it in whatever way it likes.
+    /// Returns the open connection, for the caller to close or reset.
     pub fn close(&mut self, index: usize) -> Option<TcpStream> {
         self.wanted[index] = None;
         self.clients[index].close(&mut self.tally)
@@ -92,7 +92,7 @@ impl Crowd {
         self.wanted[index].is_some()
     }
 
-    /// Gives the clients what they need until `done`, and says whether that came in time.
+    /// Runs all clients until `done`. Returns false after `limit`.
     pub fn pump_until(
         &mut self,
         limit: Duration,
@@ -113,12 +113,12 @@ impl Crowd {
         let now = Instant::now();
         if now >= self.next_look {
             self.next_look = now + Duration::from_secs(1);
-            self.give_up_on_silence(now);
+            self.time_out(now);
         }
-        // Only here, between two batches of events, may a client get a new socket: no event of the
-        // old one is left by now.
-        while self.comebacks.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, index)) = self.comebacks.pop_front()
+        // A client may get a new socket only between two batches of events, when no event of its old one is
+        // pending.
+        while self.reconnects.front().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, index)) = self.reconnects.pop_front()
                 && self.is_wanted(index)
                 && !self.clients[index].is_connected()
             {
@@ -133,8 +133,8 @@ impl Crowd {
         let mut failed = Vec::new();
         for event in &self.events {
             let Token(index) = event.token();
-            let outcome = self.clients[index].attend(
-                &self.question,
+            let outcome = self.clients[index].advance(
+                &self.request,
                 event.is_read_closed(),
                 &mut self.scratch,
                 &mut self.tally,
@@ -149,7 +149,7 @@ impl Crowd {
         Ok(())
     }
 
-    fn give_up_on_silence(&mut self, now: Instant) {
+    fn time_out(&mut self, now: Instant) {
         for index in 0..self.clients.len() {
             let silent = self.clients[index].is_waiting();
             if silent && self.wanted[index].is_some_and(|since| now - since > PATIENCE) {
@@ -165,11 +165,11 @@ impl Crowd {
             self.lost += 1;
         }
         self.clients[index].close(&mut self.tally);
-        self.comebacks.push_back((now + RETRY, index));
+        self.reconnects.push_back((now + RETRY, index));
     }
 
-    /// Updates that one of all clients had, and one of these has not, counted for each: up to
-    /// `last`, or else up to the last that it had itself.
+    /// Counts, for each of these clients, the updates that any client has received and it has not: up to
+    /// `last` or, without it, up to its own last one.
     pub fn missed(&self, clients: Range<usize>, last: Option<usize>) -> usize {
         let counts = self.tally.reached.iter().enumerate();
         let published: Vec<usize> =

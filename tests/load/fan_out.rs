@@ -1,4 +1,4 @@
-//! All clients listen: how old is an update when each of them has it, and what does that cost?
+//! The scenario fan-out: the age of an update when each client receives it, and what a client costs.
 
 use std::ops::Range;
 
@@ -15,10 +15,10 @@ pub fn run(trial: &Trial) -> Result<Figures> {
     crowd.open(0..trial.clients)?;
     let all = |crowd: &Crowd| crowd.tally.streaming == trial.clients;
     if !crowd.pump_until(LIMIT, all)? {
-        return Err(format!("no more than {} clients", crowd.tally.streaming).into());
+        return Err(format!("only {} clients are streaming", crowd.tally.streaming).into());
     }
     trial.settle(&mut crowd)?;
-    // What went wrong until here is the price of the burst.
+    // Failures of the burst are reported apart.
     let (retries, lost) = (crowd.retries, crowd.lost);
 
     let start = trial.next_update(&mut crowd, trial.clients)? + 1;
@@ -26,7 +26,7 @@ pub fn run(trial: &Trial) -> Result<Figures> {
     let window = start..start + trial.settings.updates;
     let last = window.end - 1;
     let limit = trial.interval * window.len() as u32 + LIMIT;
-    crowd.pump_until(limit, |crowd| crowd.tally.have(last) == trial.clients)?;
+    crowd.pump_until(limit, |crowd| crowd.tally.received_by(last) == trial.clients)?;
     let cpu = (trial.server.usage()?.cpu - cpu).as_secs_f64();
     let load_cpu = (own_cpu()? - load_cpu).as_secs_f64();
     let after = Memory::read(trial)?;
@@ -37,8 +37,7 @@ pub fn run(trial: &Trial) -> Result<Figures> {
         let growth = after as f64 - before as f64;
         growth / trial.clients as f64
     };
-    // Both ends of each connection are on this machine; what this process itself has grown by is
-    // no part of the server.
+    // Both ends of each connection are on this machine. The growth of this process is not the server's.
     let own_growth = after.own.resident.saturating_sub(before.own.resident);
     let machine = per_client(before.available, after.available + own_growth);
     Ok(vec![
@@ -75,7 +74,7 @@ impl Memory {
     }
 }
 
-/// In ms: how old the updates of the window were when a client had them, and when the last had.
+/// Returns the ages of the updates at each client, and at the last client, in ms.
 fn ages(trial: &Trial, crowd: &Crowd, window: &Range<usize>) -> (Vec<f64>, Vec<f64>) {
     let answers = trial.source.answers();
     let mut ages = Vec::new();

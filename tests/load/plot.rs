@@ -1,4 +1,4 @@
-//! The fan-out as a picture: how long an update takes to the last client, and what a client costs.
+//! Plots the fan-out: the time until the last client has an update, and the memory for each client.
 
 use std::fs::File;
 use std::io::Write;
@@ -20,14 +20,14 @@ const INK: RGBColor = RGBColor(0x24, 0x29, 0x2F);
 const PALE_INK: RGBColor = RGBColor(0x57, 0x60, 0x6A);
 const GRID: RGBColor = RGBColor(0xE3, 0xE6, 0xEA);
 
-/// What the machine has left changes by tens of MB without us: shared out to fewer clients, that would
-/// be more than what they use.
+/// Available memory fluctuates by tens of MB on its own: divided by fewer clients, that would exceed what they
+/// use.
 const FEWEST_FOR_MACHINE: usize = 4000;
 
-/// Between the highest value and the edge.
+/// The ratio of an axis to its highest value.
 const AIR: f64 = 1.05;
 
-/// Between the names of two lines that end at the same height.
+/// The least distance between the labels of two curves.
 const LINE_HEIGHT: i32 = 17;
 
 struct Panel {
@@ -40,14 +40,14 @@ struct Curve {
     name: String,
     kind: Kind,
     dashed: bool,
-    /// Clients, and what was measured with so many; in order, and not empty.
+    /// Pairs of a number of clients and a value, in order. Not empty.
     points: Vec<(f64, f64)>,
 }
 
-/// Opens the file before anything is measured, and leaves what is in it until there is something new.
+/// Opens the file before anything is measured, without truncating it.
 pub fn open(path: &Path, rows: &[Row]) -> Result<File> {
     if !rows.iter().any(|row| row.scenario == Scenario::FanOut) {
-        return Err("--plot shows the scenario fan-out, which is not to be measured".into());
+        return Err("--plot needs the scenario fan-out".into());
     }
     let file = File::options().write(true).create(true).truncate(false).open(path);
     file.map_err(|error| format!("--plot {}: {error}", path.display()).into())
@@ -67,12 +67,12 @@ fn draw(rows: &[Row], runs: usize) -> Result<String> {
         most = most.max(curve.end().0);
     }
     if most == 0.0 {
-        return Err("no fan-out came to its end: nothing to plot".into());
+        return Err("nothing to plot: every fan-out failed".into());
     }
 
     let mut picture = String::new();
     let root = SVGBackend::with_string(&mut picture, SIZE).into_drawing_area();
-    // A background of its own, because the page around it may be dark.
+    // An opaque background, because the page around it may be dark.
     root.fill(&WHITE)?;
     let title = format!("One server process, up to {} clients", grouped(most as usize));
     let machine = format!("{}, medians of {runs}; the clients share the machine", machine());
@@ -85,7 +85,7 @@ fn draw(rows: &[Row], runs: usize) -> Result<String> {
         panel.draw(&root, area, most)?;
     }
     root.present()?;
-    // They hold the string until they are gone.
+    // They borrow the string.
     drop((root, areas));
     Ok(picture)
 }
@@ -120,14 +120,14 @@ fn kinds(rows: &[Row]) -> Vec<Kind> {
     kinds
 }
 
-/// Leaves out what could not be measured.
+/// Omits failed measurements.
 fn points(rows: &[Row], kind: Kind, figure: &str, fewest: usize) -> Vec<(f64, f64)> {
     let mut points = Vec::new();
     for row in rows {
         if row.scenario != Scenario::FanOut || row.kind != kind || row.clients < fewest {
             continue;
         }
-        // A machine with more memory left than before has got it from others.
+        // Negative if other processes have freed memory.
         if let Some(value) = row.figure(figure)
             && value >= 0.0
         {
@@ -144,7 +144,7 @@ impl Panel {
         for &(_, value) in self.curves.iter().flat_map(|curve| &curve.points) {
             highest = highest.max(value);
         }
-        // Both axes begin at zero and are linear: what grows with the clients is a straight line.
+        // Both axes are linear from zero, so that proportional growth is a straight line.
         let mut chart = ChartBuilder::on(area)
             .caption(self.title, text(19, INK, HPos::Center, VPos::Top))
             .margin_left(12)
@@ -200,7 +200,7 @@ impl Curve {
         self.points[self.points.len() - 1]
     }
 
-    /// By Okabe and Ito: whoever sees few colours can tell these apart too.
+    /// The palette of Okabe and Ito, for readers with colour blindness.
     fn colour(&self) -> RGBColor {
         match self.kind {
             Kind::BtcTicker => RGBColor(0x00, 0x72, 0xB2),

@@ -1,4 +1,4 @@
-//! A few connections ask for the price again and again: how many answers are there in a second?
+//! The scenario price: requests for /price in a closed loop on a few connections.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ pub fn run(trial: &Trial) -> Result<Figures> {
         poll.poll(&mut events, Some(Duration::from_millis(100)))?;
         for event in &events {
             let Token(index) = event.token();
-            match connections[index].attend() {
+            match connections[index].advance() {
                 Ok(done) => answers += done,
                 Err(_) => errors += 1,
             }
@@ -54,21 +54,21 @@ struct Connection {
 }
 
 impl Connection {
-    /// Reads what there is and asks again after each whole answer. Returns how many there were.
-    fn attend(&mut self) -> Result<u32> {
+    /// Reads what has arrived and sends the next request after each response. Returns the number of responses.
+    fn advance(&mut self) -> Result<u32> {
         let mut done = 0;
         loop {
             if !self.is_waiting {
                 match self.stream.write(REQUEST) {
                     Ok(length) if length == REQUEST.len() => self.is_waiting = true,
-                    Ok(_) => return Err("a request that is cut".into()),
+                    Ok(_) => return Err("a partial write of a request".into()),
                     Err(error) if error.kind() == ErrorKind::NotConnected => return Ok(done),
                     Err(error) => return Err(error.into()),
                 }
             }
             let mut bytes = [0; 2048];
             match self.stream.read(&mut bytes) {
-                Ok(0) => return Err("the server ended it".into()),
+                Ok(0) => return Err("the server closed the connection".into()),
                 Ok(length) => self.answer.extend_from_slice(&bytes[..length]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(done),
                 Err(error) => return Err(error.into()),
@@ -88,9 +88,9 @@ fn is_whole(answer: &[u8]) -> Result<bool> {
     };
     let head = str::from_utf8(&answer[..end])?.to_ascii_lowercase();
     if !head.starts_with("http/1.1 200") {
-        return Err("not the price".into());
+        return Err("a status other than 200".into());
     }
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-    let length: usize = length.ok_or("no length")?.parse()?;
+    let length: usize = length.ok_or("no Content-Length")?.parse()?;
     Ok(answer.len() >= end + 4 + length)
 }

@@ -1,4 +1,4 @@
-//! What comes out: medians of the runs, as tables to read or as JSON.
+//! The results: medians over the runs, as tables or as JSON.
 
 use std::fs;
 
@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 use crate::server::Kind;
 use crate::trial::Scenario;
 
-/// What should not happen, once in many runs: a median would hide it.
+/// Figures that should be 0. The worst run is shown, because a median would hide a fault.
 const FAULTS: [&str; 7] =
     ["errors", "missed", "repeated", "lost", "retries", "set-up retries", "never"];
 
-/// What one run has measured, with its unit.
+/// The results of a run, with their units.
 pub type Figures = Vec<(&'static str, f64)>;
 
 pub struct Row {
@@ -26,7 +26,7 @@ impl Row {
         format!("{}, {}", self.kind.name(), grouped(self.clients))
     }
 
-    /// Of the runs that came to an end: medians, and the worst of what should not happen.
+    /// Returns, over the successful runs, the median of each figure, and the worst of each fault.
     fn summary(&self) -> Figures {
         let done: Vec<&Figures> = self.runs.iter().flatten().collect();
         let Some(first) = done.first() else {
@@ -73,10 +73,9 @@ pub fn json(rows: &[Row], runs: usize) -> Value {
     json!({ "machine": machine(), "runs": runs, "results": results })
 }
 
-/// A table for each scenario, in Markdown.
+/// Returns a Markdown table for each scenario.
 pub fn tables(rows: &[Row], runs: usize) -> String {
-    let mut text =
-        format!("{}, medians of {runs} (what should not happen: the worst)\n", machine());
+    let mut text = format!("{}, medians of {runs} (faults: the worst run)\n", machine());
     for rows in rows.chunk_by(|a, b| a.scenario == b.scenario) {
         text += "\n";
         let summaries: Vec<Figures> = rows.iter().map(Row::summary).collect();
@@ -154,7 +153,7 @@ pub fn machine() -> String {
     format!("{cores} × {model}, Linux {}", kernel.trim())
 }
 
-/// By nearest rank; zero of nothing.
+/// Returns the percentile by nearest rank; 0 if there are no values.
 pub fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

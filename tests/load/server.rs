@@ -1,4 +1,4 @@
-//! The server that is measured, a process of its own, and what Linux has to say about it.
+//! The measured server, a child process, and its usage as Linux reports it.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -20,10 +20,10 @@ use crate::Result;
 
 const OURS: &str = env!("CARGO_BIN_EXE_btc-ticker");
 
-/// Of what a server writes to stderr, to tell what it died of.
+/// The number of last lines of stderr to report if the server dies.
 const REMEMBERED_LINES: usize = 3;
 
-/// The one that runs, for whoever interrupts the benchmark.
+/// The process id of the running server, for the signal handler; 0 if there is none.
 static RUNNING: AtomicI32 = AtomicI32::new(0);
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -52,7 +52,7 @@ impl Kind {
         }
     }
 
-    /// Builds a peer; btc-ticker itself cargo has built already.
+    /// Builds a peer. Cargo has already built btc-ticker.
     pub fn build(self) -> Result<()> {
         let what: &[&str] = match self {
             Kind::BtcTicker => return Ok(()),
@@ -82,7 +82,7 @@ pub struct Server {
 struct Process {
     child: Child,
     stdout: BufReader<ChildStdout>,
-    last_words: Arc<Mutex<VecDeque<String>>>,
+    last_lines: Arc<Mutex<VecDeque<String>>>,
 }
 
 impl Server {
@@ -102,15 +102,15 @@ impl Server {
         let mut line = String::new();
         process.stdout.read_line(&mut line)?;
         let address = line.trim().strip_prefix("listening on http://");
-        Ok(Server { address: address.ok_or_else(|| process.obituary())?.parse()?, process })
+        Ok(Server { address: address.ok_or_else(|| process.death())?.parse()?, process })
     }
 
     pub fn usage(&self) -> Result<Usage> {
         let usage = Usage::read(self.process.child.id());
-        usage.ok_or_else(|| self.process.obituary().into())
+        usage.ok_or_else(|| self.process.death().into())
     }
 
-    /// Of the threads that there are: good for a server at rest.
+    /// Sums over the current threads, so it is meaningful only while no thread ends.
     pub fn context_switches(&self) -> Result<u64> {
         let mut sum = 0;
         for task in fs::read_dir(self.process.directory().join("task"))? {
@@ -125,25 +125,25 @@ impl Server {
 impl Process {
     fn start(command: &mut Command) -> Result<Process> {
         let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        // The last words are to be about the cause.
+        // A backtrace would push the cause out of the last lines.
         let mut child = piped.env("RUST_BACKTRACE", "0").spawn()?;
         RUNNING.store(child.id() as i32, Ordering::Relaxed);
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let last_words = Arc::new(Mutex::new(VecDeque::new()));
-        let heard = Arc::clone(&last_words);
+        let last_lines = Arc::new(Mutex::new(VecDeque::new()));
+        let lines = Arc::clone(&last_lines);
         thread::spawn(move || {
             for line in stderr.lines().map_while(std::io::Result::ok) {
-                let mut heard = heard.lock().unwrap();
-                heard.push_back(line);
-                if heard.len() > REMEMBERED_LINES {
-                    heard.pop_front();
+                let mut lines = lines.lock().unwrap();
+                lines.push_back(line);
+                if lines.len() > REMEMBERED_LINES {
+                    lines.pop_front();
                 }
             }
         });
         Ok(Process {
             stdout: BufReader::new(child.stdout.take().expect("piped")),
             child,
-            last_words,
+            last_lines,
         })
     }
 
@@ -151,22 +151,22 @@ impl Process {
         directory_of(self.child.id())
     }
 
-    fn obituary(&self) -> String {
-        let mut last_words = self.last_words.lock().unwrap();
-        format!("died: {}", last_words.make_contiguous().join(" / "))
+    fn death(&self) -> String {
+        let mut last_lines = self.last_lines.lock().unwrap();
+        format!("died: {}", last_lines.make_contiguous().join(" / "))
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         RUNNING.store(0, Ordering::Relaxed);
-        // It fails when the server is dead already.
+        // Fails if the server has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// `Drop` runs on errors and panics, not on signals.
+/// Installs a handler that kills the server on a signal, which does not run `Drop`.
 pub fn kill_on_interrupt() -> Result<()> {
     ctrlc::set_handler(|| {
         let pid = RUNNING.load(Ordering::Relaxed);
@@ -188,7 +188,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// `None` for a process that has ended, though it may not be reaped yet.
+    /// Returns `None` if the process has exited, even if it is not yet reaped.
     fn read(process: u32) -> Option<Usage> {
         let directory = directory_of(process);
         let status = fs::read_to_string(directory.join("status")).ok()?;
@@ -210,7 +210,7 @@ fn directory_of(process: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{process}"))
 }
 
-/// What the machine has left for new work, in KB.
+/// Returns the available memory of the machine, in KB.
 pub fn machine_available() -> Result<u64> {
     let memory = fs::read_to_string("/proc/meminfo")?;
     field(&memory, "MemAvailable").ok_or_else(|| "/proc/meminfo is needed".into())

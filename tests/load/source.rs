@@ -1,5 +1,5 @@
-//! The source of prices, a thread of this process: it answers each request with a price that it has
-//! never given before, so that an update tells when the source gave it away.
+//! The price source, a thread of this process. Each response has a new price, which identifies it: the age of
+//! an update is the time since that response.
 
 use std::io::{BufRead, BufReader, Result, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -20,9 +20,9 @@ struct Shared {
 }
 
 struct State {
-    /// When the n-th answer was given.
+    /// When each response was sent.
     answers: Vec<Instant>,
-    /// Requests beyond this many wait.
+    /// The number of responses allowed; further requests block.
     allowed: usize,
     closed: bool,
 }
@@ -40,14 +40,14 @@ impl Source {
                     return;
                 }
                 let shared = Arc::clone(&accepting);
-                // An error is a server that has gone.
+                // An error means that the server has exited.
                 thread::spawn(move || shared.serve(connection));
             }
         });
         Ok(Source { address, shared })
     }
 
-    /// How many prices were given; the last of them is this less one.
+    /// Returns the number of responses so far. The first is number 0.
     pub fn answered(&self) -> usize {
         self.shared.state.lock().unwrap().answers.len()
     }
@@ -66,7 +66,7 @@ impl Drop for Source {
     fn drop(&mut self) {
         self.shared.state.lock().unwrap().closed = true;
         self.shared.changed.notify_all();
-        // Wakes `accept`; should it fail, a thread is left waiting until the process ends.
+        // Wakes `accept`. If it fails, that thread blocks until the process exits.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -102,7 +102,7 @@ impl Shared {
     }
 }
 
-/// Which answer of the source this price was.
+/// Returns the number of the response with this price.
 pub fn number_of(price: f64) -> Option<usize> {
     ((price * 100.0).round() as usize).checked_sub(FIRST_PRICE_IN_CENTS)
 }

@@ -1,11 +1,11 @@
-//! Reads updates out of a response body that arrives in pieces, chunked or not.
+//! Parses updates from a response body that arrives in pieces, chunked or not.
 
 use crate::source::number_of;
 
 #[derive(Default)]
 pub struct Decoder {
     chunks: Option<Chunks>,
-    /// A line that has not ended yet.
+    /// The start of an incomplete line.
     line: Vec<u8>,
     event: Event,
 }
@@ -20,7 +20,7 @@ struct Chunks {
 struct Event {
     id: u64,
     number: Option<usize>,
-    /// A `gap` or a `status`, which is no update.
+    /// Whether it is a `gap` or a `status`, not an update.
     named: bool,
 }
 
@@ -43,7 +43,7 @@ impl Decoder {
                 chunks.size.extend_from_slice(size);
                 bytes = rest;
                 if end.is_some() {
-                    // An empty line ends the chunk before.
+                    // An empty line ends the previous chunk.
                     let size = str::from_utf8(&chunks.size).unwrap_or_default();
                     chunks.left = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
                     chunks.size.clear();
@@ -91,7 +91,7 @@ impl Event {
     }
 }
 
-/// The number of the last price in these bytes: enough to see how far a body has come.
+/// Returns the number of the last price in these bytes.
 pub fn last_number(bytes: &[u8]) -> Option<usize> {
     const KEY: &[u8] = b"\"price\":";
     let tail = &bytes[bytes.len().saturating_sub(128)..];

@@ -1,4 +1,4 @@
-//! A server with its source and a crowd: what the scenarios have in common.
+//! A server with its source: the fixture of all scenarios.
 
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,10 @@ use crate::server::{Kind, Server, Usage};
 use crate::source::Source;
 use crate::{Result, calm, catch_up, churn, fan_out, price};
 
-/// How long a crowd may take over what it was asked for.
+/// The timeout of each step of a scenario.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// Longer than thread pools keep idle threads: what has not changed for so long has settled.
+/// How long usage must be unchanged. Longer than thread pools keep idle threads.
 const SETTLED: Duration = Duration::from_secs(6);
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -39,7 +39,7 @@ impl Scenario {
         }
     }
 
-    /// How many clients, unless told otherwise.
+    /// Returns the default numbers of clients, capped at `most`.
     pub fn sizes(self, most: usize) -> Vec<usize> {
         let sizes: &[usize] = match self {
             Scenario::FanOut => &[100, 1000, 4000, 9900, most],
@@ -66,7 +66,7 @@ impl Scenario {
 
 #[derive(Clone, Copy)]
 pub struct Settings {
-    /// How many updates a fan-out is measured over.
+    /// The number of updates in a fan-out.
     pub updates: usize,
     pub churn_for: Duration,
 }
@@ -107,7 +107,7 @@ impl Trial {
             Scenario::Price => price::run(&trial),
             Scenario::Idle => calm::idle(&trial),
         };
-        // That a server has died explains more than whatever came of it.
+        // If the server has died, its last log lines explain more than the outcome.
         trial.server.usage().and(outcome)
     }
 
@@ -121,7 +121,7 @@ impl Trial {
         }
     }
 
-    /// Waits for an update that is yet to come until so many clients have it, and returns its number.
+    /// Blocks until a future update has reached this many clients. Returns its number.
     pub fn next_update(&self, crowd: &mut Crowd, clients: usize) -> Result<usize> {
         let next = self.source.answered();
         let reached = |crowd: &Crowd| {
@@ -129,12 +129,12 @@ impl Trial {
             later.clone().position(|&count| count >= clients)
         };
         crowd.pump_until(LIMIT, |crowd| reached(crowd).is_some())?;
-        let nth = reached(crowd).ok_or("no update that reaches all clients")?;
+        let nth = reached(crowd).ok_or("no update has reached all clients")?;
         Ok(next + nth)
     }
 
-    /// Waits until threads and descriptors stay what they are, give or take what a pool does, and
-    /// returns what is then in use.
+    /// Blocks until the numbers of threads and descriptors are stable, up to the fluctuation of a thread pool.
+    /// Returns the usage.
     pub fn settle(&self, crowd: &mut Crowd) -> Result<Usage> {
         let about = |a: u64, b: u64| a.abs_diff(b) <= 8.max(b / 100);
         let deadline = Instant::now() + LIMIT;
@@ -155,7 +155,7 @@ impl Trial {
     }
 }
 
-/// CPU time of this thread, which is that of all clients.
+/// Returns the CPU time of this thread, which runs all clients.
 pub fn own_cpu() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
     let times = [usage.user_time(), usage.system_time()];
