@@ -1,6 +1,5 @@
-//! The usual answer, for comparison: axum's SSE on tokio, a `broadcast` channel for what is new and
-//! a `VecDeque` for what was, as their documentation would have it. It knows only as much of the
-//! interface as the load benchmark asks for.
+//! A peer for comparison: axum's SSE on tokio, with a `broadcast` channel for live updates and a `VecDeque` for
+//! the history, as their documentation suggests. Implements only what the load benchmark requests.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -23,10 +22,10 @@ use tokio::time::MissedTickBehavior;
 
 const RETENTION: Duration = Duration::from_secs(3600);
 
-/// How far a client may fall behind before it has to look into the history.
+/// The number of updates that a client may fall behind before it reads from the history again.
 const CHANNEL: usize = 64;
 
-/// As many connections as the kernel lets wait to be accepted (`somaxconn`).
+/// The kernel's maximum (`somaxconn`).
 const LISTEN_BACKLOG: u32 = 4096;
 
 #[derive(Clone, Copy, Serialize)]
@@ -35,7 +34,7 @@ struct Tick {
     price: f64,
 }
 
-/// Encoded when it is published: all that is left per client is a copy of a few bytes.
+/// Encoded once, when it is published; each client only copies the bytes.
 struct Update {
     tick: Tick,
     event: Event,
@@ -59,8 +58,8 @@ impl Ticker {
         let expired = history.partition_point(|update| update.tick.timestamp < oldest);
         history.drain(..expired);
         history.push_back(Arc::clone(&update));
-        // Sent under the lock, so that whoever subscribes sees it either here or in the history.
-        // It fails when nobody listens, which is no trouble.
+        // Sent under the lock, so that a new subscriber receives it exactly once, live or from the history.
+        // Fails if there are no subscribers.
         let _ = self.live.send(update);
     }
 
@@ -159,7 +158,7 @@ async fn fetch(
     let body = client.get(url).send().await?.bytes().await?;
     let answer: Value = serde_json::from_slice(&body)?;
     let price = answer.pointer(pointer).and_then(Value::as_f64);
-    Ok(price.ok_or("no price in the answer")?)
+    Ok(price.ok_or("no price in the response")?)
 }
 
 #[tokio::main]
@@ -167,7 +166,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let flags: HashMap<_, _> =
         arguments.chunks_exact(2).map(|pair| (pair[0].as_str(), pair[1].as_str())).collect();
-    let flag = |name| *flags.get(name).unwrap_or_else(|| panic!("{name} is needed"));
+    let flag = |name| *flags.get(name).unwrap_or_else(|| panic!("{name} is required"));
 
     let ticker =
         Arc::new(Ticker { history: Mutex::default(), live: broadcast::Sender::new(CHANNEL) });
@@ -191,7 +190,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(axum::serve(listener, app).await?)
 }
 
-/// `10ms` or `5s`.
+/// Parses `10ms` or `5s`.
 fn duration(text: &str) -> Duration {
     let (number, unit) = match text.strip_suffix("ms") {
         Some(number) => (number, Duration::from_millis(1)),
