@@ -15,8 +15,9 @@ use super::routes::{Answer, Routes, UNKNOWN_PATH};
 use super::stream::{self, Stream};
 use crate::system::METRICS;
 
-/// A connection is closed if its buffers are full and the client reads nothing for this long.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A connection is closed if the client makes no progress for this long: it reads nothing while the buffers are
+/// full, or its machine acknowledges nothing.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most responses fit, and are sent in one write. More than 1 KiB, because glibc keeps smaller blocks in a
 /// cache of the thread, and the thread of a stream lives for hours.
 const WRITE_BUFFER: usize = 4 * 1024;
@@ -50,9 +51,9 @@ fn answer_all(
     place: &mut Place,
     routes: &Routes,
 ) -> io::Result<Option<Box<Stream>>> {
-    socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    socket.set_write_timeout(Some(STALL_TIMEOUT))?;
     // The write timeout begins anew with each part of an answer that fits into the buffers.
-    stream::fail_without_acknowledgement(socket, Some(WRITE_TIMEOUT))?;
+    stream::fail_without_acknowledgement(socket, Some(STALL_TIMEOUT))?;
     socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     // What was read and not yet answered.
     let mut read = Vec::new();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
 
+use super::connection::STALL_TIMEOUT;
 use super::response::{CACHE_CONTROL, Response};
 use crate::feed::{Cursor, Event, Feed, Kind, Subscription};
 use crate::source::{PRICE_SOURCE, SIMULATED};
@@ -17,9 +18,6 @@ use crate::system::{METRICS, Permit, random, unix_millis};
 /// Clients reconnect after 2 to 5 s, with jitter: a restart would otherwise bring them back all at once.
 const SHORTEST_RETRY_MS: f64 = 2_000.0;
 const LONGEST_RETRY_MS: f64 = 5_000.0;
-/// A live stream whose peer is unreachable ends after this. Otherwise the kernel would retransmit for some
-/// 15 minutes.
-const PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Returns the head of every stream. Without a length, the response ends when the connection does.
 pub fn head(is_simulated: bool) -> Response {
@@ -73,17 +71,23 @@ impl Stream {
     /// Returns when the feed has closed; fails if the client disconnects or stalls. A client that fell behind
     /// subscribes again from the last update written to it, as if it had reconnected.
     fn stream(&mut self, socket: &TcpStream) -> io::Result<()> {
-        fail_without_acknowledgement(socket, None)?;
+        let mut was_long = false;
         loop {
             let Some(subscription) = self.feed.subscribe(self.position) else { return Ok(()) };
             if self.replace_foreign_position(subscription.status.latest) {
                 continue;
             }
+            // A slow reader may take its time for a long backlog.
+            let is_long = !subscription.page.is_last;
+            if is_long != was_long {
+                let timeout = if is_long { None } else { Some(STALL_TIMEOUT) };
+                fail_without_acknowledgement(socket, timeout)?;
+                was_long = is_long;
+            }
             self.write_page(socket, &subscription)?;
             drop(subscription.page);
             if let Some(channel) = subscription.channel {
                 self.follow(socket, &channel.live)?;
-                fail_without_acknowledgement(socket, None)?;
             }
         }
     }
@@ -136,7 +140,6 @@ impl Stream {
 
     /// Writes events as they come, until the channel has ended or the position has turned out to be foreign.
     fn follow(&mut self, mut socket: &TcpStream, live: &Receiver<Arc<Event>>) -> io::Result<()> {
-        fail_without_acknowledgement(socket, Some(PEER_TIMEOUT))?;
         loop {
             // The second arm never fires. It makes `select!` park the thread at once; a plain `recv` spins
             // first, which is too much for thousands of threads.
@@ -174,9 +177,10 @@ impl Stream {
     }
 }
 
-/// Makes the connection fail when the peer acknowledges nothing for this long. Not during a backlog:
-/// the kernel counts from the first time that the peer's window is too small for the next segment, so a slow
-/// reader of a long backlog would fail although it makes progress. (There, the write timeout applies.)
+/// Makes the connection fail when the peer acknowledges nothing for this long; otherwise the kernel would
+/// retransmit for some 15 minutes. Not during a long backlog: the kernel counts from the first time that the
+/// peer's window is too small for the next segment, so a slow reader would fail although it makes progress.
+/// (There, the write timeout applies.)
 #[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
 pub fn fail_without_acknowledgement(
     socket: &TcpStream,
