@@ -2,8 +2,6 @@
 //! backlog and live updates, and after the server is killed and restarted, everything since, once and in order.
 //! A client that is not installed is skipped; with `CI` set, that is a failure.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -11,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::{Server, Source, eventually};
+use crate::common::{Server, Source, eventually};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -97,7 +95,9 @@ impl Client {
         };
         if !command(self.check).output().is_ok_and(|output| output.status.success()) {
             let file = self.file;
-            common::skipped(&format!("{file} was not tested: .ci/run shows what to install"));
+            crate::common::skipped(&format!(
+                "{file} was not tested: .ci/run shows what to install"
+            ));
             return None;
         }
         let file = folder.join(self.file);

@@ -1,8 +1,6 @@
 //! What happens every day to a service that runs for long: a source behind a server, a proxy or a company's
 //! CA, a dead name server, a wrong clock, a crowd. The real binary, over real sockets.
 
-mod common;
-
 use std::fs;
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{Answer, PATIENCE, Say, Server, Source, eventually, folder};
+use crate::common::{Answer, PATIENCE, Say, Server, Source, eventually, folder};
 use nix::sys::signal::Signal;
 
 const OK: &str = "btc_ticker_fetches_total{outcome=\"ok\"}";
@@ -59,9 +57,9 @@ fn a_source_that_closes_kept_connections_costs_no_fetch() {
     // It answers a request without saying that it will close, and closes when the next one arrives.
     let answer_once = |mut connection: TcpStream| {
         let mut reader = BufReader::new(connection.try_clone().unwrap());
-        common::read_head(&mut reader);
+        crate::common::read_head(&mut reader);
         let _ = connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"price\":1}");
-        common::read_head(&mut reader);
+        crate::common::read_head(&mut reader);
     };
     thread::spawn(move || {
         for connection in listener.incoming().flatten() {
@@ -105,7 +103,7 @@ fn a_dead_name_server_delays_prices_and_does_not_stop_them() {
         UdpSocket::bind((live, 53)),
         may_mount.is_ok_and(|status| status.success()),
     ) else {
-        return common::skipped(
+        return crate::common::skipped(
             "a dead name server was not tested: it takes unshare (util-linux), as root",
         );
     };
@@ -295,7 +293,7 @@ impl SecureSource {
     /// `None` if openssl is not installed.
     fn start() -> Option<SecureSource> {
         if Command::new("openssl").arg("version").output().is_err() {
-            common::skipped("a private CA was not tested: openssl is not installed");
+            crate::common::skipped("a private CA was not tested: openssl is not installed");
             return None;
         }
         let folder = folder("private-ca");
@@ -451,7 +449,7 @@ fn a_client_continues_after_a_gap_when_a_wrong_clock_is_corrected() {
 
 #[test]
 fn a_clock_that_is_set_while_the_service_runs_costs_no_update() {
-    let Some(faketime) = common::faketime() else { return };
+    let Some(faketime) = crate::common::faketime() else { return };
     let source = Source::start();
     let clock = folder("clock").join("offset");
     fs::write(&clock, "+0").unwrap();

@@ -1,8 +1,6 @@
 //! Misbehaving clients and an exhausted machine. Each bad client gets a clear response or none, normal clients
 //! are served, open streams miss nothing, and no thread or descriptor leaks.
 
-mod common;
-
 use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::process::{Command, Stdio};
@@ -10,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Answer, Event, Say, Server, Source, Stream, eventually, eventually_within};
+use crate::common::{Answer, Event, Say, Server, Source, Stream, eventually, eventually_within};
 use nix::sys::signal::Signal;
 
 const STREAM: &[u8] = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -202,7 +200,9 @@ fn a_fetch_that_fails_for_lack_of_a_thread_is_retried() {
     let become_user = ["--reuid", USER, "--clear-groups"];
     let mut setpriv = Command::new("setpriv");
     if !setpriv.args(become_user).arg("true").status().is_ok_and(|status| status.success()) {
-        return common::skipped("a fetch without a thread was not tested: needs setpriv, as root");
+        return crate::common::skipped(
+            "a fetch without a thread was not tested: needs setpriv, as root",
+        );
     }
     let source = Source::start();
     // Each fetch opens a new connection, and looks up the name on a new thread.
@@ -346,7 +346,8 @@ fn slow_readers_hold_a_page_each() {
     eventually_within(LONG, "five pages of history", || updates() >= 5_000.0);
     let before = server.resident();
     let ask = b"GET /stream?since=0 HTTP/1.1\r\nHost: x\r\n\r\n";
-    let mut readers: Vec<TcpStream> = (0..READERS).map(|_| common::narrow(&server)).collect();
+    let mut readers: Vec<TcpStream> =
+        (0..READERS).map(|_| crate::common::narrow(&server)).collect();
     readers.iter_mut().for_each(|reader| reader.write_all(ask).unwrap());
     let published = updates();
     eventually("readers stall while updates arrive", || updates() >= published + 1_000.0);
@@ -408,7 +409,7 @@ fn a_burst_of_connections_fits_into_the_listen_queue() {
     let connect = || {
         let connection = TcpStream::connect_timeout(&server.address, less_than_a_retransmission);
         let mut connection = connection.expect("a place in the listen queue");
-        connection.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        connection.set_read_timeout(Some(crate::common::PATIENCE)).unwrap();
         connection.write_all(STREAM).unwrap();
         connection
     };
@@ -777,7 +778,7 @@ fn connect_from(server: &Server, ip: [u8; 4], port: u16) -> TcpStream {
     socket.set_linger(Some(Duration::ZERO)).unwrap();
     socket.bind(&std::net::SocketAddr::from((ip, port)).into()).unwrap();
     socket.connect(&server.address.into()).unwrap();
-    socket.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(crate::common::PATIENCE)).unwrap();
     socket.into()
 }
 
@@ -870,9 +871,9 @@ fn a_client_that_stops_reading_is_disconnected() {
     let server = Server::start(&source, &["--interval", "5ms"]);
     let mut others = server.stream("/stream?since=0");
     let mut seen = others.updates(3);
-    let mut stream = common::narrow(&server);
+    let mut stream = crate::common::narrow(&server);
     stream.write_all(STREAM).unwrap();
-    let mut requests = common::narrow(&server);
+    let mut requests = crate::common::narrow(&server);
     requests.write_all(&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(200)).unwrap();
     let connections = || server.metric("btc_ticker_connections");
     eventually("all are accepted", || connections() >= 4.0);
@@ -921,7 +922,9 @@ fn ip(arguments: &str) -> bool {
 #[test]
 fn a_client_that_loses_its_network_is_disconnected() {
     let Some(_host) = FarHost::build() else {
-        return common::skipped("a lost network was not tested: needs ip (iproute2), as root");
+        return crate::common::skipped(
+            "a lost network was not tested: needs ip (iproute2), as root",
+        );
     };
     let source = Source::start();
     let server = Server::start_at("10.213.7.1:0", &source, &[]);

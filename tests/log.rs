@@ -1,8 +1,6 @@
 //! The service's output while nothing reads it: its standard streams are pipes that are full, as with a hung
 //! log driver or a paused terminal, or closed.
 
-mod common;
-
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};
 use std::net::{TcpListener, TcpStream};
@@ -11,8 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, ExitStatus, Stdio, id};
 use std::thread;
 
+use crate::common::{Say, Server, Source, eventually};
 use btc_ticker::system::logging;
-use common::{Say, Server, Source, eventually};
 use nix::libc::O_NONBLOCK;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -155,7 +153,7 @@ fn a_thread_that_panics() {
 fn a_panic_is_logged_and_never_blocks() {
     let this = || {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["a_thread_that_panics", "--exact", "--ignored", "--nocapture"]);
+        command.args(["log::a_thread_that_panics", "--exact", "--ignored", "--nocapture"]);
         command.stdout(Stdio::null());
         command
     };

@@ -1,13 +1,11 @@
 //! The promises of the service that the minimal version, `peers/minimal.rs`, keeps as well. Its real
 //! binary, over real sockets.
 
-mod common;
-
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 
-use common::{Say, Server, Source, Stream, assert_in_order, quiet};
+use crate::common::{Say, Server, Source, Stream, assert_in_order, quiet};
 use nix::sys::signal::Signal;
 
 /// The binary of the example, which `cargo test` builds beside the tests.
@@ -112,7 +110,7 @@ fn what_is_not_a_price_is_not_an_update() {
     for body in ["not JSON", "{}", "{\"price\":-1}", "{\"price\":\"NaN\"}", "{\"price\":null}"] {
         let asked = source.requests().len();
         source.say(Say::Body(body.to_owned()));
-        common::eventually("it was asked again", || source.requests().len() > asked + 1);
+        crate::common::eventually("it was asked again", || source.requests().len() > asked + 1);
         source.say(Say::Prices);
         assert!(stream.update().price() >= 1.0, "{body}");
     }

@@ -1,13 +1,11 @@
 //! What the service reports to clients and operators: staleness, health, metrics and the log; and how it backs
 //! off when the source fails.
 
-mod common;
-
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Say, Server, Source, eventually};
+use crate::common::{Say, Server, Source, eventually};
 use nix::sys::signal::Signal;
 
 fn status(code: u16, headers: &str, body: &str) -> Say {
@@ -320,7 +318,7 @@ fn promtool_accepts_the_metrics() {
         .stderr(Stdio::piped())
         .spawn()
     else {
-        return common::skipped(
+        return crate::common::skipped(
             "metrics were not checked: promtool is not installed (on Debian: prometheus)",
         );
     };

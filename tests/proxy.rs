@@ -1,14 +1,12 @@
 //! A real nginx with `deploy/nginx.conf` in front of the real binary.
 
-mod common;
-
 use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use common::{Answer, PATIENCE, Say, Server, Source, eventually, folder};
+use crate::common::{Answer, PATIENCE, Say, Server, Source, eventually, folder};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -119,7 +117,7 @@ fn nginx() -> Option<&'static str> {
     if let Some(nginx) = found.filter(|_| exists(&"openssl")) {
         return Some(nginx);
     }
-    common::skipped(
+    crate::common::skipped(
         "deploy/nginx.conf was not tested: nginx or openssl is missing \
          (on Debian: nginx-light openssl)",
     );

@@ -1,9 +1,7 @@
 //! What a client receives: every update, those that it missed, and a `gap` if some are missing. Also requests,
 //! options and the shutdown. Runs the real binary over real sockets.
 
-mod common;
-
-use common::{Say, Server, Source, Stream, assert_in_order, eventually};
+use crate::common::{Say, Server, Source, Stream, assert_in_order, eventually};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -232,7 +230,7 @@ fn a_reader_that_pauses_misses_nothing_and_does_not_block_others() {
     // More than the kernel buffers for a client.
     let mut others = server.stream("/stream?since=0");
     others.updates(5_000);
-    let mut slow = Stream::open(common::narrow(&server), "/stream?since=0", "");
+    let mut slow = Stream::open(crate::common::narrow(&server), "/stream?since=0", "");
     let mut all = vec![slow.update()];
     // More than its channel buffers.
     let seen = others.updates(1_000);

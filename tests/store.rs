@@ -1,15 +1,15 @@
 //! Several processes that share a Redis stream: each has the same updates with the same ids, any of
 //! them may die, and a client may continue at any other. Real processes, and a real `redis-server`.
 
-mod common;
-
 use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::redis::{Faults, KEY, Redis, Roamers, Updates, free_port};
+use crate::common::{
+    Event, Say, Server, Source, Stream, assert_in_order, eventually, folder, skipped,
+};
 use btc_ticker::system::unix_millis;
-use common::redis::{Faults, KEY, Redis, Roamers, Updates, free_port};
-use common::{Event, Say, Server, Source, Stream, assert_in_order, eventually, folder, skipped};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
