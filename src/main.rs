@@ -13,7 +13,7 @@ use btc_ticker::feed::freshness::Freshness;
 use btc_ticker::feed::{self, History, heartbeat, janitor};
 use btc_ticker::http::{Routes, Scope, Server, listen};
 use btc_ticker::source::poller::Poller;
-use btc_ticker::source::reader::{Position, Reader};
+use btc_ticker::source::reader::Reader;
 use btc_ticker::source::turns::Turns;
 use btc_ticker::source::{Standing, demo};
 use btc_ticker::system::{
@@ -28,7 +28,7 @@ const MAX_UPDATES: usize = 100_000;
 const REPORT_CAPACITY: usize = 16;
 /// The connection limit of the management address, drawn from the descriptors that `Limits` reserves.
 const ADMIN_CONNECTIONS: u64 = 4;
-/// The shutdown timeout. Threads that still wait, for a name look-up or a store that hangs, are abandoned.
+/// The shutdown timeout. Threads that are still blocked then (a name look-up, a hung store) are abandoned.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 
 fn main() -> ExitCode {
@@ -104,16 +104,15 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     if let Some(store) = store {
         let (news, heard) = bounded(1);
         let (starting, started) = bounded(0);
-        let reader = Reader {
-            store: store.clone(),
+        let reader = Reader::new(
+            store.clone(),
             publisher,
             retention,
-            standing: standing.clone(),
+            standing.clone(),
             reports,
             news,
-            starting: Some(starting),
-            position: Position::default(),
-        };
+            starting,
+        );
         threads.spawn("reader", move |shutdown| reader.run(shutdown))?;
         // The past first: a client that is accepted earlier would receive it as live updates.
         threads.wait_for(&started);
@@ -159,7 +158,7 @@ fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let streams_ended = streams_ended.recv_deadline(deadline);
     let all_joined = threads.join(deadline);
     if streams_ended != Err(RecvTimeoutError::Disconnected) || !all_joined {
-        log::info!("exiting without the threads that still wait");
+        log::info!("exiting before all threads have ended");
     }
     log::info!("served {} streams", METRICS.clients_accepted.get());
     end.map_err(|name| format!("the thread {name} has ended unexpectedly").into())

@@ -434,7 +434,7 @@ fn the_shutdown_waits_neither_for_the_source_nor_for_clients() {
     eventually("a fetch is pending", || !source.requests().is_empty());
     let (status, log) = server.stop(Signal::SIGTERM);
     assert_eq!(status.code(), Some(0), "{log}");
-    assert!(!log.contains("still wait"), "every thread ends on its own: {log}");
+    assert!(!log.contains("before all threads have ended"), "every thread ends on its own: {log}");
     assert!(!log.contains("no price"), "a cancelled fetch is not a failure of the source: {log}");
     assert!(streams.into_iter().all(Stream::ends));
 }
@@ -841,7 +841,7 @@ impl Random {
 
 // ------------------------------------------------------------------------ slow and unreachable clients
 
-const DISCONNECTED: &str = "btc_ticker_streams_ended_total{reason=\"stuck\"}";
+const DISCONNECTED: &str = "btc_ticker_streams_ended_total{reason=\"stalled\"}";
 /// Longer than the minute that the service waits.
 const LONG: Duration = Duration::from_secs(90);
 

@@ -210,6 +210,25 @@ fn clients_that_are_connected_receive_one_gap_and_miss_nothing_when_redis_is_emp
 }
 
 #[test]
+fn a_client_with_a_known_id_receives_no_gap_from_a_process_that_started_before_redis() {
+    let Some(mut redis) = Redis::start("late", &[]) else { return };
+    let source = Source::start();
+    let retention = ["--retention", "1s"];
+    let first = process(&redis, &source, &retention);
+    // Longer than the retention, so that an entry precedes it.
+    let last = first.stream("/stream").updates(15)[14].id.unwrap();
+    drop(first);
+    redis.kill();
+    let late = process(&redis, &source, &retention);
+    let mut stream = continue_after(&late, last);
+    // Longer than a client may be ahead of a process.
+    let errors = "btc_ticker_store_errors_total{operation=\"read\"}";
+    eventually("several attempts", || late.metric(errors) >= 4.0);
+    redis.restart();
+    assert!(stream.updates(5)[0].id > Some(last));
+}
+
+#[test]
 fn every_client_receives_a_gap_when_redis_has_lost_updates() {
     let Some(mut redis) = Redis::start("lost", &[]) else { return };
     let source = Source::start();

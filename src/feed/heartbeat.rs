@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, at, select};
+use crossbeam_channel::{Receiver, at, select_biased};
 
 use super::Feed;
 use super::freshness::{Change, Freshness, Report};
@@ -24,7 +24,8 @@ pub fn run(
     loop {
         let comment_at = last_sent + idle;
         let next = freshness.deadline().map_or(comment_at, |stale_at| stale_at.min(comment_at));
-        select! {
+        // Reports first: a deadline that has passed meanwhile may no longer hold.
+        select_biased! {
             recv(shutdown.closed) -> _ => return,
             recv(reports) -> report => match report {
                 Ok(report) => {
@@ -43,18 +44,14 @@ pub fn run(
             Some(Change::Fresh) => {
                 log::info!("prices are fresh again");
                 feed.announce(None);
-                last_sent = now;
             }
             Some(Change::Stale(reason)) => {
                 log::warn!("prices are stale: {reason}");
                 feed.announce(Some(reason));
-                last_sent = now;
             }
-            None if now >= last_sent + idle => {
-                feed.keep_alive();
-                last_sent = now;
-            }
-            None => {}
+            None if now < last_sent + idle => continue,
+            None => feed.keep_alive(),
         }
+        last_sent = now;
     }
 }

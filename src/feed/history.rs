@@ -16,7 +16,7 @@ const PAGE_SIZE: usize = 64 * 1024;
 /// the thread of a stream lives for hours.
 const SMALL_PAGE: usize = 1280;
 /// How often to look for a newer update while only the newest one is left, which does not expire.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const RECHECK_AFTER: Duration = Duration::from_secs(1);
 
 pub struct History {
     /// Oldest first. The newest one stays, however old: it is the latest known price.
@@ -117,7 +117,7 @@ impl History {
             }
             self.drop_oldest();
         }
-        Instant::now() + self.retention.min(LOOK_AGAIN)
+        Instant::now() + self.retention.min(RECHECK_AFTER)
     }
 
     fn drop_oldest(&mut self) {

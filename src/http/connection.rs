@@ -29,7 +29,7 @@ const LINGER_BYTES: usize = 2 * 1024 * 1024;
 pub fn serve(socket: Arc<TcpStream>, mut place: Place, routes: &Routes) {
     match answer_all(&socket, &mut place, routes) {
         Ok(Some(stream)) => {
-            let Some(permit) = place.keep() else { return };
+            let Some(permit) = place.into_permit() else { return };
             stream.run(&socket);
             // The descriptor goes first, so that no more are open than permits are taken.
             drop(socket);
@@ -39,6 +39,7 @@ pub fn serve(socket: Arc<TcpStream>, mut place: Place, routes: &Routes) {
         Ok(None) => linger(&socket),
         Err(_) => {} // The client has disconnected.
     }
+    // The descriptor first, as above.
     drop(socket);
     drop(place);
 }
@@ -52,7 +53,7 @@ fn answer_all(
     routes: &Routes,
 ) -> io::Result<Option<Box<Stream>>> {
     socket.set_write_timeout(Some(STALL_TIMEOUT))?;
-    // The write timeout begins anew with each part of an answer that fits into the buffers.
+    // The write timeout restarts with each partial write, so it alone does not detect a dead peer.
     stream::fail_without_acknowledgement(socket, Some(STALL_TIMEOUT))?;
     socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     // What was read and not yet answered.

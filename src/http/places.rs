@@ -1,6 +1,6 @@
-//! Places: admission of connections. Every connection holds a permit. When all are taken, the connection that
-//! has gone longest without sending a whole request is closed for a new one, unless it streams: half a
-//! request, an idle connection or a stalled reader cannot starve health checks. Shared by the thread
+//! Places: admission of connections. Every connection holds a permit. When all are taken, a new connection
+//! displaces the one that has gone longest without completing a request; streams are never displaced. So
+//! incomplete requests, idle connections and stalled readers cannot starve health checks. Shared by the thread
 //! `accept` and all connections.
 
 use std::collections::BTreeMap;
@@ -78,8 +78,9 @@ impl Place {
         }
     }
 
-    /// Takes the permit for a stream, which no new connection may displace. Returns `None` if one just has.
-    pub fn keep(self) -> Option<Permit> {
+    /// Turns the place into the permit of a stream, which cannot be displaced. Returns `None` if the place has
+    /// been displaced already.
+    pub fn into_permit(self) -> Option<Permit> {
         let occupied = self.places.list.lock().occupied.remove(&self.number)?;
         Some(occupied.permit)
     }

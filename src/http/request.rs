@@ -171,14 +171,14 @@ fn ends_in_version(bytes: &[u8]) -> bool {
 }
 
 fn read_head(head: &httparse::Request) -> Result<Request, Refusal> {
-    // In HTTP/1.0, keeping the connection is the exception.
-    let is_old = head.version == Some(0);
-    check_host(head.headers, is_old)?;
+    // HTTP/1.0 closes the connection by default.
+    let is_http_1_0 = head.version == Some(0);
+    check_host(head.headers, is_http_1_0)?;
     let method: Method = head.method.unwrap_or_default().parse().map_err(|_| MALFORMED)?;
     let is_supported = [Method::GET, Method::HEAD, Method::OPTIONS].contains(&method);
-    let has_body = match check_framing(head.headers, is_old) {
+    let has_body = match check_framing(head.headers, is_http_1_0) {
         Ok(()) => false,
-        // The method is what is wrong with a POST, not its body.
+        // A POST is refused for its method (405), not for its body (413).
         Err(BODY) if !is_supported => true,
         Err(refusal) => return Err(refusal),
     };
@@ -186,7 +186,7 @@ fn read_head(head: &httparse::Request) -> Result<Request, Refusal> {
     check_target(&target, &method)?;
     let connection = tokens(head.headers, "Connection");
     let has = |token: &str| connection.iter().any(|found| found == token);
-    let wants_more = !has("close") && (!is_old || has("keep-alive"));
+    let wants_more = !has("close") && (!is_http_1_0 || has("keep-alive"));
     Ok(Request {
         method,
         target,
@@ -196,10 +196,10 @@ fn read_head(head: &httparse::Request) -> Result<Request, Refusal> {
 }
 
 /// HTTP/1.1 requires one Host; HTTP/1.0 may have none.
-fn check_host(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
+fn check_host(headers: &[Header], is_http_1_0: bool) -> Result<(), Refusal> {
     let hosts: Vec<String> = values(headers, "Host").collect();
     match hosts.as_slice() {
-        [] if is_old => Ok(()),
+        [] if is_http_1_0 => Ok(()),
         [host] if is_host(host) => Ok(()),
         _ => Err(NO_HOST),
     }
@@ -223,7 +223,7 @@ fn is_host(text: &str) -> bool {
 
 /// Refuses a body. If the end of the body is ambiguous, a proxy in front may see another end than we do and
 /// pass on a hidden request (request smuggling).
-fn check_framing(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
+fn check_framing(headers: &[Header], is_http_1_0: bool) -> Result<(), Refusal> {
     let lengths: Vec<String> = values(headers, "Content-Length").collect();
     for length in &lengths {
         let is_number = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
@@ -234,7 +234,7 @@ fn check_framing(headers: &[Header], is_old: bool) -> Result<(), Refusal> {
     let codings = tokens(headers, "Transfer-Encoding");
     if let Some((last, others)) = codings.split_last() {
         let is_chunked = last == "chunked" && !others.contains(last);
-        let is_clear = is_chunked && lengths.is_empty() && !is_old;
+        let is_clear = is_chunked && lengths.is_empty() && !is_http_1_0;
         return Err(if is_clear { BODY } else { FRAMING });
     }
     match lengths.first() {

@@ -46,8 +46,8 @@ pub struct Routes {
     source: &'static str,
     is_simulated: bool,
     standing: Arc<Standing>,
-    /// How long a client may be ahead of this process.
-    patience: Duration,
+    /// See `Stream`.
+    max_lead: Duration,
     stream_head: Response,
     connections: Arc<Semaphore>,
     streams: Arc<Semaphore>,
@@ -77,7 +77,7 @@ impl Routes {
             pages: pages::load(source.name(), is_simulated, interval),
             source: source.name(),
             is_simulated,
-            patience: if standing.has_store { interval * LEAD } else { Duration::ZERO },
+            max_lead: if standing.has_store { interval * LEAD } else { Duration::ZERO },
             standing,
             stream_head: stream::head(is_simulated),
             connections,
@@ -97,14 +97,12 @@ impl Routes {
             Answer::Response(response) => response.status,
             Answer::Stream(_) => StatusCode::OK,
         };
-        let is_known = match status {
-            // The path was not looked at, or does not exist.
-            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-                false
-            }
-            _ => true,
-        };
-        let path = if is_known { request.target.path() } else { UNKNOWN_PATH };
+        // The path was not looked at, or does not exist.
+        let is_grouped = matches!(
+            status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+        );
+        let path = if is_grouped { UNKNOWN_PATH } else { request.target.path() };
         METRICS.http_requests.inc(&[&path, &status.as_u16()]);
         answer
     }
@@ -168,18 +166,14 @@ impl Routes {
             METRICS.clients_refused.inc();
             return Response::unavailable("the service is full or stopping; retry later").into();
         };
-        // An id is a number; any other form is a time.
-        let is_number = |id: &String| id.bytes().all(|byte| byte.is_ascii_digit());
-        Answer::Stream(Box::new(Stream {
-            feed: self.feed.clone(),
-            opening: stream::opening(&self.stream_head),
-            position,
-            is_id: request.last_event_id.as_ref().is_some_and(is_number),
-            patience: self.patience,
-            ahead_since: None,
-            status_version: None,
-            permit,
-        }))
+        // An id is a timestamp exactly as this service prints it; any other form is a time.
+        let is_id = match (&request.last_event_id, position) {
+            (Some(id), Cursor::After(time)) => *id == time.to_string(),
+            _ => false,
+        };
+        let (feed, opening) = (self.feed.clone(), stream::opening(&self.stream_head));
+        let stream = Stream::new(feed, opening, position, is_id, self.max_lead, permit);
+        Answer::Stream(Box::new(stream))
     }
 
     fn price(&self) -> Response {
@@ -201,12 +195,10 @@ impl Routes {
             Ok(cursor) => cursor,
             Err(message) => return bad_request(&message),
         };
-        if self.feed.latest().is_none() {
-            return no_price_yet();
-        }
+        let Some(newest) = self.feed.latest() else { return no_price_yet() };
         let mut found = self.feed.find(from, limit);
         if let Cursor::After(time) = from
-            && time > unix_millis()
+            && time > newest.timestamp.max(unix_millis())
         {
             // The id of an update from a wrong clock.
             found.gap = Some(Gap { oldest: None, since: Some(time) });

@@ -28,9 +28,9 @@ const SEND_BUFFER: usize = 64 * 1024;
 const RECEIVE_BUFFER: usize = 16 * 1024;
 /// The stack of a connection's thread. Only the pages that it touches cost memory.
 const STACK: usize = 128 * 1024;
-/// Connections that have lost their place and whose threads have not ended yet. They come out of the
-/// descriptors and mappings that `Limits` leaves free.
-const MOST_DISPLACED: u64 = 8;
+/// The most displaced connections whose threads are still running. They come out of the descriptors and
+/// mappings that `Limits` leaves free.
+const MAX_DISPLACED: u64 = 8;
 /// The pause after `accept` failed, usually because of descriptor exhaustion. Connections wait in the queue meanwhile.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -40,7 +40,8 @@ pub struct Server {
     threads: Arc<Semaphore>,
     places: Arc<Places>,
     routes: Arc<Routes>,
-    errors: RateLimitedLog,
+    accept_errors: RateLimitedLog,
+    thread_errors: RateLimitedLog,
 }
 
 /// Binds the address. On Linux, connections inherit the options. Called by `main`.
@@ -60,10 +61,16 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 impl Server {
     /// Serves at most as many connections as there are permits.
     pub fn new(listener: TcpListener, connections: Arc<Semaphore>, routes: Routes) -> Arc<Server> {
-        let threads = Semaphore::new(connections.limit() + MOST_DISPLACED);
+        let threads = Semaphore::new(connections.limit() + MAX_DISPLACED);
         let places = Places::new(connections);
-        let errors = RateLimitedLog::default();
-        Arc::new(Server { listener, threads, places, routes: Arc::new(routes), errors })
+        Arc::new(Server {
+            listener,
+            threads,
+            places,
+            routes: Arc::new(routes),
+            accept_errors: RateLimitedLog::default(),
+            thread_errors: RateLimitedLog::default(),
+        })
     }
 
     /// Accepts connections until the service stops. Retries after errors.
@@ -80,7 +87,7 @@ impl Server {
                 Err(error) if error.kind() == ErrorKind::InvalidInput => return,
                 Err(error) => {
                     METRICS.accept_errors.inc();
-                    self.errors.warn(format_args!("cannot accept connections: {error}"));
+                    self.accept_errors.warn(format_args!("cannot accept connections: {error}"));
                     shutdown.wait_deadline(Instant::now() + PAUSE);
                 }
             }
@@ -109,7 +116,7 @@ impl Server {
         let thread = Builder::new().name("connection".to_owned()).stack_size(STACK);
         if let Err(error) = thread.spawn(serve) {
             METRICS.threads_refused.inc();
-            self.errors.warn(format_args!("no thread for a connection: {error}"));
+            self.thread_errors.warn(format_args!("no thread for a connection: {error}"));
             refuse(&socket);
         }
     }

@@ -35,25 +35,46 @@ pub fn head(is_simulated: bool) -> Response {
 
 /// The state of one stream.
 pub struct Stream {
-    pub feed: Arc<Feed>,
+    feed: Arc<Feed>,
     /// The head of the response. Empty once it is written.
-    pub opening: Vec<u8>,
+    opening: Vec<u8>,
     /// Where to subscribe: first the client's cursor, then the last update written.
-    pub position: Cursor,
-    /// Whether the position is the id of an update, rather than any time.
-    pub is_id: bool,
-    /// How long a client may be ahead of this process: its id is above the newest update, because another
-    /// process that shares the store gave it out. After that the id is from a wrong clock.
-    pub patience: Duration,
-    /// Since when the client is ahead.
-    pub ahead_since: Option<Instant>,
+    position: Cursor,
+    /// Whether the position is the id of an event, rather than a time that the client chose.
+    is_id: bool,
+    /// How long the client's id may be above the newest update before it counts as foreign. Zero without a store;
+    /// with one, another process may have issued the id.
+    max_lead: Duration,
+    /// Since when the client's id is above the newest update.
+    ahead_since: Option<Instant>,
     /// The version of the last status written.
-    pub status_version: Option<u64>,
+    status_version: Option<u64>,
     /// Returned when the stream ends.
-    pub permit: Permit,
+    _permit: Permit,
 }
 
 impl Stream {
+    /// `opening` is the head of the response.
+    pub fn new(
+        feed: Arc<Feed>,
+        opening: Vec<u8>,
+        position: Cursor,
+        is_id: bool,
+        max_lead: Duration,
+        permit: Permit,
+    ) -> Stream {
+        Stream {
+            feed,
+            opening,
+            position,
+            is_id,
+            max_lead,
+            ahead_since: None,
+            status_version: None,
+            _permit: permit,
+        }
+    }
+
     /// Streams. Blocks until the stream ends.
     pub fn run(mut self, socket: &TcpStream) {
         METRICS.clients_accepted.inc();
@@ -61,7 +82,7 @@ impl Stream {
             Ok(()) => "shutdown",
             Err(error) => match error.kind() {
                 // The client has read, or its machine has acknowledged, nothing for too long.
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => "stuck",
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => "stalled",
                 _ => "disconnected",
             },
         };
@@ -77,7 +98,7 @@ impl Stream {
             if self.replace_foreign_position(subscription.status.latest) {
                 continue;
             }
-            // A slow reader may take its time for a long backlog.
+            // No acknowledgement timeout during a long backlog: see `fail_without_acknowledgement`.
             let is_long = !subscription.page.is_last;
             if is_long != was_long {
                 let timeout = if is_long { None } else { Some(STALL_TIMEOUT) };
@@ -94,16 +115,21 @@ impl Stream {
 
     /// Replaces a position that this feed never issued by `Cursor::Foreign`, and returns true: the caller
     /// subscribes again, and the client receives a `gap`. `newest` is the newest timestamp in the feed. A client
-    /// may be ahead of it for `patience`, because another process issued its id.
+    /// may be ahead of it for `max_lead`, because another process issued its id.
     fn replace_foreign_position(&mut self, newest: Option<u64>) -> bool {
         let Cursor::After(time) = self.position else { return false };
-        if newest >= Some(time) {
+        // With a store, an empty feed says nothing about an id: the past is still to be read.
+        let is_unread = newest.is_none() && !self.max_lead.is_zero();
+        if is_unread || newest >= Some(time) {
             return false;
         }
         // `since` may be any time up to now; an id must have been issued.
         let is_suspect = self.is_id || time > unix_millis();
+        if !is_suspect {
+            return false;
+        }
         let since = *self.ahead_since.get_or_insert_with(Instant::now);
-        if !is_suspect || since.elapsed() < self.patience {
+        if since.elapsed() < self.max_lead {
             return false;
         }
         self.position = Cursor::Foreign(Some(time));
@@ -133,6 +159,7 @@ impl Stream {
             Some(last) => self.advance(last),
             // The gap has been reported: it is not reported again with the first update.
             None if page.has_gap => self.position = Cursor::Beginning,
+            // Without a position, a client receives the latest update of the next batch.
             None => {}
         }
         Ok(())
@@ -200,7 +227,7 @@ pub fn opening(head: &Response) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1280);
     // Writing to a Vec cannot fail.
     let _ = head.write_to(&mut bytes, false);
-    // No empty line, here as after comments: for some clients it would be an event of its own.
+    // No empty line, here or after comments: some clients would dispatch an empty event.
     let _ = writeln!(bytes, "retry: {retry:.0}");
     bytes
 }
@@ -242,16 +269,10 @@ mod tests {
         for _ in 0..CLIENTS {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (served, _) = listener.accept().unwrap();
-            let stream = Stream {
-                feed: feed.clone(),
-                opening: Vec::new(),
-                position: Cursor::Latest,
-                is_id: false,
-                patience: Duration::ZERO,
-                ahead_since: None,
-                status_version: None,
-                permit: permits.try_acquire().unwrap(),
-            };
+            let permit = permits.try_acquire().unwrap();
+            let (opening, max_lead) = (Vec::new(), Duration::ZERO);
+            let stream =
+                Stream::new(feed.clone(), opening, Cursor::Latest, false, max_lead, permit);
             thread::spawn(move || stream.run(&served));
             let mut client = BufReader::new(client);
             last_status(&mut client, "id: 2");

@@ -58,7 +58,7 @@ impl Outage {
                     "; --source demo works without internet"
                 }
                 Reason::CertificateRefused => {
-                    "; a private CA belongs into the system's certificates or SSL_CERT_FILE"
+                    "; add a private CA to the system's certificates, or set SSL_CERT_FILE"
                 }
                 _ => "",
             };

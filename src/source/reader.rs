@@ -17,27 +17,27 @@ use crate::system::{METRICS, Shutdown, latest_plausible, unix_millis};
 
 /// The reason for stale prices that clients see while the store does not answer.
 const STORE_FAILED: &str = "the store does not answer";
-/// The pause between attempts to reach the store. There is none before the first attempt: a process that
+/// The pause between attempts to reconnect. The first one is immediate: a process that
 /// was stopped and continued finds its connection broken, and should catch up at once.
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub struct Reader {
-    pub store: Store,
-    pub publisher: Publisher,
-    pub retention: Duration,
-    pub standing: Arc<Standing>,
-    pub reports: Sender<Report>,
+    store: Store,
+    publisher: Publisher,
+    retention: Duration,
+    standing: Arc<Standing>,
+    reports: Sender<Report>,
     /// Wakes the poller when an update was published. Holds one wake-up: the value is in the feed. Ends with
     /// this thread.
-    pub news: Sender<()>,
+    news: Sender<()>,
     /// Dropped after the past has been read, or the first attempt failed: `main` then accepts clients.
-    pub starting: Option<Sender<Infallible>>,
-    pub position: Position,
+    starting: Option<Sender<Infallible>>,
+    position: Position,
 }
 
 /// How far the stream has been read.
 #[derive(Default)]
-pub struct Position {
+struct Position {
     /// The last entry.
     last: Option<EntryId>,
     /// The timestamp of the last update that was published.
@@ -49,6 +49,28 @@ pub struct Position {
 }
 
 impl Reader {
+    /// `news` wakes the poller. `starting` closes when `main` may accept clients.
+    pub fn new(
+        store: Store,
+        publisher: Publisher,
+        retention: Duration,
+        standing: Arc<Standing>,
+        reports: Sender<Report>,
+        news: Sender<()>,
+        starting: Sender<Infallible>,
+    ) -> Reader {
+        Reader {
+            store,
+            publisher,
+            retention,
+            standing,
+            reports,
+            news,
+            starting: Some(starting),
+            position: Position::default(),
+        }
+    }
+
     /// Reads until shutdown.
     pub fn run(mut self, shutdown: &Shutdown) {
         let mut failures: u32 = 0;
@@ -71,7 +93,9 @@ impl Reader {
         }
         self.take(&mut connection)?;
         self.position.is_live = true;
-        self.starting = None;
+        if self.starting.take().is_some() {
+            self.standing.set_store_answers(true);
+        }
         while !shutdown.is_set() {
             connection.wait_for_news(self.position.last)?;
             self.take(&mut connection)?;
@@ -87,7 +111,7 @@ impl Reader {
     /// Finds the entry before the retained past: after that one, nothing is missing.
     fn find_beginning(&mut self, connection: &mut Connection) -> RedisResult<()> {
         let oldest = unix_millis().saturating_sub(self.retention.as_millis() as u64);
-        let before = connection.newest_before(oldest)?;
+        let before = connection.newest(Some(oldest))?;
         if let Some(id) = before {
             self.publisher.start_over(id.millis, &[]);
         }
@@ -99,22 +123,21 @@ impl Reader {
     /// Publishes the entries after the last one. Reads that one again: if it is no longer there, Redis has
     /// lost or trimmed entries, and updates may be missing.
     fn take(&mut self, connection: &mut Connection) -> RedisResult<()> {
-        let mut entries = connection.entries_from(self.position.last)?;
+        let entries = connection.entries_from(self.position.last)?;
+        let mut fresh = entries.as_slice();
         match (self.position.last, entries.first()) {
-            (Some(last), Some(first)) if first.id == last => {
-                entries.remove(0);
-            }
+            (Some(last), Some(first)) if first.id == last => fresh = &entries[1..],
             (Some(last), Some(_)) => self.note_gap(last),
             (Some(last), None) => {
                 self.note_gap(last);
-                // An entry that was appended in between is still to be read: from the beginning, then.
-                self.position.last = connection.newest()?.filter(|newest| *newest < last);
+                // An entry may have been appended in between: read from the start of the stream.
+                self.position.last = connection.newest(None)?.filter(|newest| *newest < last);
             }
             (None, _) => {}
         }
-        if let Some(last) = entries.last() {
+        if let Some(last) = fresh.last() {
             self.position.last = Some(last.id);
-            self.publish(&entries);
+            self.publish(fresh);
         }
         Ok(())
     }

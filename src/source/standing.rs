@@ -1,4 +1,4 @@
-//! The standing of this process: whether its store answers, and whether it is the process that polls. Written by the reader and the poller, read by health and metrics.
+//! The standing of this process: whether its store answers, and whether it polls. Written by the reader and the poller, read by health and metrics.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 

@@ -29,7 +29,8 @@ pub struct Connection {
     key: String,
 }
 
-/// The id of an entry: its time in Unix milliseconds, and a number that is 0 in all entries of ours.
+/// The id of an entry: its time in Unix milliseconds, and a sequence number, which is 0 in every entry that
+/// btc-ticker writes.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct EntryId {
     pub millis: u64,
@@ -51,7 +52,7 @@ pub enum Claim {
     Held(Duration),
 }
 
-/// An entry as Redis sends it: its id, then names and values in turn.
+/// An entry as Redis sends it: its id, then alternating field names and values.
 type RawEntry = (String, Vec<Vec<u8>>);
 
 impl Store {
@@ -84,7 +85,7 @@ impl Store {
 
     fn probe(&self) -> RedisResult<()> {
         let mut connection = self.connect()?;
-        let newest = connection.newest()?;
+        let newest = connection.newest(None)?;
         connection.entries_from(newest)?;
         connection.turn_held_for()?;
         // No stream takes the id 0-0, so this shows whether we may write.
@@ -137,19 +138,11 @@ impl Store {
 }
 
 impl Connection {
-    /// Returns the id of the newest entry.
-    pub fn newest(&mut self) -> RedisResult<Option<EntryId>> {
-        self.newest_until("+")
-    }
-
-    /// Returns the id of the newest entry at or before a time in Unix milliseconds.
-    pub fn newest_before(&mut self, millis: u64) -> RedisResult<Option<EntryId>> {
-        self.newest_until(&millis.to_string())
-    }
-
-    fn newest_until(&mut self, end: &str) -> RedisResult<Option<EntryId>> {
+    /// Returns the id of the newest entry, or of the newest one up to a time in Unix milliseconds.
+    pub fn newest(&mut self, until: Option<u64>) -> RedisResult<Option<EntryId>> {
+        let end = until.map_or("+".to_owned(), |millis| millis.to_string());
         let newest: Vec<RawEntry> = redis::cmd("XREVRANGE")
-            .arg(&[self.key.as_str(), end, "-", "COUNT", "1"])
+            .arg(&[self.key.as_str(), &end, "-", "COUNT", "1"])
             .query(&mut self.connection)?;
         first_id(&newest)
     }
@@ -189,7 +182,7 @@ impl Connection {
             .arg(&[self.key.as_str(), "+", "-", "COUNT", "1"])
             .query(&mut self.connection)?;
         if granted.is_none() {
-            // Negative if the key does not expire, which is none of our doing.
+            // Negative if the key has no expiry, which only another client can cause.
             let held_for = u64::try_from(held_for).map_or(lease, Duration::from_millis);
             return Ok(Claim::Held(held_for));
         }

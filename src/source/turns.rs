@@ -1,6 +1,6 @@
 //! Turns: with a store, decides when this process polls, so that only one process does at a time. The process
-//! that appended the newest update is due one interval after it; any other one when it has heard no news
-//! for a little longer. Runs on the thread `poller`; shares the feed, and is woken by the reader.
+//! that appended the newest update is due one interval after it; any other one if it sees no update
+//! for slightly longer. Runs on the thread `poller`; shares the feed, and is woken by the reader.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +39,7 @@ pub struct Turns {
     /// When this process last began to poll.
     tick: Instant,
     errors: RateLimitedLog,
+    refusals: RateLimitedLog,
 }
 
 impl Turns {
@@ -61,17 +62,18 @@ impl Turns {
             seen: None,
             tick: Instant::now(),
             errors: RateLimitedLog::default(),
+            refusals: RateLimitedLog::default(),
         }
     }
 
     /// Polls whenever it is this process's turn, until shutdown.
     pub fn run(mut self, shutdown: &Shutdown) {
+        // Discards the wake-up for the past that was read at the start.
+        let _ = self.news.try_recv();
         let mut due = match self.feed.summary().age {
             Some(age) => Instant::now() + self.silence().saturating_sub(age),
             None => Instant::now(),
         };
-        // Discards the wake-up for the past that was read at the start.
-        let _ = self.news.try_recv();
         loop {
             // News first: a process that was stopped finds both news and an expired timer.
             select_biased! {
@@ -133,7 +135,7 @@ impl Turns {
         if newest > known.max(self.seen) {
             // The reader is about to bring news: this process was not due.
             self.seen = newest;
-            connection.release()?;
+            self.release(&mut connection);
             return Ok(Instant::now() + self.silence());
         }
         self.tick = begun;
@@ -144,9 +146,9 @@ impl Turns {
         {
             self.append(&mut connection, Update { timestamp, price });
         }
-        // After the lease (this process was stopped, or the store was slow) the turn may be another's.
+        // Past the lease (this process was stopped, or the store was slow), another process may hold the turn.
         if begun.elapsed() < self.lease {
-            connection.release()?;
+            self.release(&mut connection);
         }
         Ok(next_tick(self.tick, self.poller.interval))
     }
@@ -157,15 +159,25 @@ impl Turns {
         self.own = Some(update.timestamp);
         match connection.append(update) {
             Ok(true) => {}
-            Ok(false) => self.errors.warn(format_args!(
-                "store: update {} dropped, because an entry is newer; if that entry's id is in the future, delete \
-                 the key to start over",
-                update.timestamp
-            )),
+            Ok(false) => {
+                self.own = None;
+                self.refusals.warn(format_args!(
+                    "store: update {} dropped, because an entry is newer; if that entry's id is in the future, \
+                     delete the key to start over",
+                    update.timestamp
+                ));
+            }
             Err(error) => {
                 METRICS.store_errors.inc(&[&"append"]);
                 self.fail("append", &error);
             }
+        }
+    }
+
+    fn release(&self, connection: &mut Connection) {
+        if let Err(error) = connection.release() {
+            METRICS.store_errors.inc(&[&"release"]);
+            self.errors.warn(format_args!("store: cannot release the turn: {}", describe(&error)));
         }
     }
 

@@ -45,7 +45,7 @@ counters! {
     http_requests: LabelledCounter("path", "status") "Requests answered, by path and status.";
     fetches: LabelledCounter("outcome") "Fetches from the source, by outcome.";
     log_lines_dropped: Counter() "Log lines dropped because nothing read them.";
-    store_errors: LabelledCounter("operation") "Failed operations on the store: read, claim, append.";
+    store_errors: LabelledCounter("operation") "Failed operations on the store: read, claim, append, release.";
 }
 
 /// A counter that threads increment without blocking each other.

@@ -105,7 +105,9 @@ fn write_lines(
         };
         let Some(line) = line else { return };
         // A reader that has closed the stream is no reason to stop.
-        let _ = stream.write_all(&line);
+        if stream.write_all(&line).is_err() {
+            METRICS.log_lines_dropped.inc();
+        }
         // One report, after the lines that were logged before the first drop.
         if backlog.is_empty() {
             match dropped.swap(0, Relaxed) {
