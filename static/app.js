@@ -1,6 +1,6 @@
-// The entry point. `stream.js` hears the server, `state.js` keeps what it says, `words.js` and
-// `drawing.js` show it. Every change of the state calls `schedule`, so the page is rendered at
-// most once a frame, however many events a frame brings.
+// The entry point. `stream.js` receives events, `state.js` holds the data, `words.js` and
+// `drawing.js` render it. Every change of the state calls `schedule`, so the page is rendered at
+// most once a frame, however many events arrive in between.
 
 import * as drawing from "./drawing.js";
 import * as state from "./state.js";
@@ -11,7 +11,8 @@ let isScheduled = false;
 
 function schedule() {
   if (document.hidden) {
-    // A hidden tab has no frames, but its title is visible. A backlog would change it too often.
+    // A hidden tab has no frames, but its title is visible. While a backlog is loading, the title
+    // would change with every update.
     if (state.state() !== "catching-up") words.renderState();
     return;
   }
@@ -26,7 +27,7 @@ function render() {
   drawing.draw(view);
 }
 
-// For the console and for tests. Copies, so that it cannot change the page.
+// For the console and for tests. Returns copies, so a caller cannot change the page.
 window.ticker = Object.freeze({
   get points() { return structuredClone(state.points); },
   get state() { return state.state(); },
@@ -39,8 +40,8 @@ words.setText("zone", `local (${Intl.DateTimeFormat().resolvedOptions().timeZone
 drawing.start();
 stream.start();
 new ResizeObserver(schedule).observe(document.querySelector("#chart"));
-for (const look of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) {
-  matchMedia(look).onchange = schedule;
+for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) {
+  matchMedia(query).onchange = schedule;
 }
 document.addEventListener("visibilitychange", schedule);
-setInterval(schedule, 1000); // ages count
+setInterval(schedule, 1000); // the age of the price grows

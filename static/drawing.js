@@ -1,6 +1,6 @@
-// The chart: a canvas with the line of the price, and what the reader does with it: the choice of
-// the time shown, and a cursor that follows pointer, finger and arrow keys. Reads `state.js`,
-// reports the reader's choices there, and shares the formats of `words.js`.
+// The chart: a canvas with the price line, the choice of the time shown, and a cursor that follows
+// pointer, finger and arrow keys. Reads `state.js`, reports the user's choices to it, and uses the
+// formats of `words.js`.
 
 import * as state from "./state.js";
 import { amount, clock, day, dollars, find, setParts, setText, shortClock, timeOf } from "./words.js";
@@ -11,11 +11,11 @@ const canvas = chart.querySelector("canvas");
 const pen = canvas.getContext("2d");
 const TAG_FROM_LABEL = 1.4; // distance between the tag of the latest price and a label, in em
 const zooms = [...document.querySelectorAll(".zoom button")]; // the last one shows all
-let scale = null; // of the last drawing; the pointer needs it too
+let scale = null; // of the last drawing; the pointer handler needs it too
 
 export function start() {
   chart.onpointermove = chart.onpointerdown = onPointer;
-  // A finger leaves after every tap, but its reading stays until `blur`.
+  // A finger leaves after every tap, but what it points at stays visible until `blur`.
   chart.onpointerleave = (event) => event.pointerType === "mouse" && state.moveCursor(null);
   chart.onblur = () => state.moveCursor(null);
   chart.onfocus = () => state.points.length && speak(state.visible(), state.last());
@@ -35,7 +35,7 @@ export function draw(view) {
   else clear();
 }
 
-// Paper is white and has a width of its own, and a canvas is not redrawn for it automatically.
+// Paper is white and differs in width from the screen, and browsers do not redraw a canvas for it.
 function print(isPrinting) {
   root.classList.toggle("print", isPrinting);
   draw(state.points.length ? state.visible() : null);
@@ -103,9 +103,9 @@ function fitCanvas() {
   return size;
 }
 
-// Returns the roundest prices of which three or more fit. `ems` is the height.
+// Returns the roundest prices of which at least three fit. `ems` is the height in em.
 function priceTicks(view, ems) {
-  // A minimum range: a change of some cents must not look like a crash.
+  // A minimum range: a change of a few cents must not look like a crash.
   const room = Math.max((view.high - view.low) * 0.08, view.high * 0.0001);
   const [low, high] = [view.low - room, view.high + room];
   const power = 10 ** Math.floor(Math.log10(high - low));
@@ -116,7 +116,7 @@ function priceTicks(view, ems) {
     const apart = (step / (high - low)) * ems;
     return { low, high, values, digits, apart };
   };
-  // The tag of the latest price must fit between two labels.
+  // The tag of the latest price has to fit between two labels.
   const choices = [5, 2, 1, 0.5, 0.2, 0.1, 0.05].map((factor) => ticks(factor * power));
   const roomy = choices.filter(({ apart }) => apart > 2 * TAG_FROM_LABEL);
   return roomy.find(({ values }) => values.length >= 3) ?? roomy.at(-1) ?? choices[0];
@@ -163,19 +163,19 @@ function drawTimeAxis() {
   pen.textAlign = "left";
 }
 
-// A hatched strip replaces the line wherever updates are missing.
+// A hatched strip replaces the line in which updates are missing.
 function drawHoles() {
   const { first, to, em, x } = scale;
   const { points } = state;
-  for (let i = Math.max(1, first); i < state.points.length; i++) {
+  for (let i = Math.max(1, first); i < points.length; i++) {
     if (points[i].broken) drawHole(x(points[i - 1].timestamp), x(points[i].timestamp));
   }
-  if (state.isOverdue()) drawHole(x(state.last().timestamp), x(to) + em);
+  if (state.isOverdue()) drawHole(x(points.at(-1).timestamp), x(to) + em);
 }
 
 function drawHole(start, end) {
   const { left, right, top, bottom, em, colour } = scale;
-  const widen = Math.max(0, em * 0.5 - (end - start)) / 2; // visible however short it is
+  const widen = Math.max(0, em * 0.5 - (end - start)) / 2; // a short one is visible, too
   const [a, b] = [Math.max(start - widen, left - em), Math.min(end + widen, right + em)];
   const height = bottom - top;
   pen.save();
@@ -202,12 +202,12 @@ function drawLine() {
   pen.lineWidth = 2;
   pen.lineJoin = "round";
   pen.strokeStyle = colour("line");
-  let start = Math.max(0, first - 1); // one more: the line enters from the edge
+  let start = Math.max(0, first - 1); // from the update before: the line begins at the edge
   for (let end = start + 1; end <= points.length; end++) {
     if (end < points.length && !points[end].broken) continue;
     const run = thin(points.slice(start, end), x);
     start = end;
-    if (run.length === 1) drawDot(run[0], 2); // alone between two holes
+    if (run.length === 1) drawDot(run[0], 2); // between two holes
     const line = new Path2D();
     for (const point of run) line.lineTo(x(point.timestamp), y(point.price));
     const area = new Path2D(line);
@@ -219,8 +219,8 @@ function drawLine() {
   }
 }
 
-// Keeps the first, lowest, highest and last update of each column of pixels: they draw the same
-// picture as all of them.
+// Returns the first, lowest, highest and last update of each column of pixels, which draw the same
+// picture as all updates.
 function thin(run, x) {
   const kept = [];
   for (let start = 0, end = 0; start < run.length; start = end) {
@@ -230,8 +230,8 @@ function thin(run, x) {
       if (run[end].price < run[low].price) low = end;
       if (run[end].price > run[high].price) high = end;
     }
-    const telling = new Set([start, Math.min(low, high), Math.max(low, high), end - 1]);
-    for (const index of telling) kept.push(run[index]);
+    const indices = new Set([start, Math.min(low, high), Math.max(low, high), end - 1]);
+    for (const index of indices) kept.push(run[index]);
   }
   return kept;
 }
@@ -244,7 +244,7 @@ function drawDot(point, radius) {
   pen.fill();
 }
 
-// Returns the place nearest to the level of the latest price at which its tag hides no label.
+// Returns the position nearest to the latest price at which its tag covers no label.
 function placeTag(level) {
   const { top, bottom, em, axis } = scale;
   const apart = em * TAG_FROM_LABEL;
@@ -275,7 +275,7 @@ function drawLatest(label) {
   pen.fillText(label, right + em * 0.8, at);
 }
 
-// ---- Reading the chart: pointer, finger and arrow keys move the same cursor
+// ---- The cursor: pointer, finger and arrow keys move the same one
 
 function drawCursor() {
   const { left, right, top, bottom, em, colour, x, y } = scale;
@@ -298,7 +298,7 @@ function drawCursor() {
 }
 
 function readingTime({ timestamp, broken }) {
-  return ["", timeOf(timestamp), broken ? ", no data for a while before it" : ""];
+  return ["", timeOf(timestamp), broken ? ", after a gap in the data" : ""];
 }
 
 function onPointer(event) {
@@ -307,6 +307,7 @@ function onPointer(event) {
   state.moveCursor(scale.from + (offset - scale.left) / scale.perMs);
 }
 
+// Returns false for a key that the chart handles, so that it does not scroll the page.
 function onKey({ key, altKey, ctrlKey, metaKey }) {
   if (key === "Escape") state.moveCursor(null);
   if (!state.points.length || altKey || ctrlKey || metaKey) return true;
@@ -325,7 +326,7 @@ function onKey({ key, altKey, ctrlKey, metaKey }) {
   return false;
 }
 
-// Called only when the reader moves the cursor: a slider that changes on its own is announced each time.
+// Called only when the user moves the cursor: a screen reader announces each change of a slider.
 function speak({ from, to }, point) {
   const position = ((point.timestamp - from) / (to - from)) * 100;
   chart.setAttribute("aria-valuenow", Math.round(Math.min(100, Math.max(0, position))));

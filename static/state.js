@@ -1,27 +1,29 @@
-// What the page knows: the updates, what the server says about them, and what the reader has
-// chosen to see. No network and no document: `stream.js` and `drawing.js` report here, `words.js`
-// and `drawing.js` show it, and every change calls the listener of `onChange`.
+// The data of the page: the updates, the server's status, and what the user has chosen to see. Uses
+// neither network nor document: `stream.js` and `drawing.js` change it, `words.js` and `drawing.js`
+// render it, and every change calls the listener of `onChange`.
 //
-// All times are the server's. A `status` carries its clock, and performance.now() counts on from
-// there, so the clock of this device may be wrong, and may be set at any moment.
+// All times are the server's. A `status` carries the server's clock, and performance.now() measures
+// the time since, so this device's clock may be wrong, and may be set while the page is open.
 
-const KEEP_FOR = 24 * 3_600_000; // a tab that stays open must not grow without bound:
-const KEEP_AT_MOST = 20_000; // a day of updates at the usual interval fits
+// Bounds the memory of a tab that stays open. A day of updates at the default interval fits.
+const KEEP_FOR = 24 * 3_600_000;
+const KEEP_AT_MOST = 20_000;
 
-export const points = []; // { timestamp, price, missed, broken }: broken if updates before it are missing
+// { timestamp, price, missed, broken }: a `gap` came before it; updates before it are missing
+export const points = [];
 export let source;
 export let simulated;
 export let interval; // how often to expect an update
 export let hole; // updates are missing if the next one takes longer than this
 export let phase = "connecting"; // or "open", "reconnecting", "held-back", "paused"
-export let reason = null; // why the source fails, if prices are stale
+export let reason = null; // why prices are stale
 export let latest = null; // timestamp of the newest update that the server has
-export let span = Infinity; // how much of the past the chart shows
-export let cursor = null; // the time that the reader points at
+export let span = Infinity; // how much of the past the chart shows, in milliseconds
+export let cursor = null; // the time at which the user points
 
 let stale = false;
-let quoted = null; // from /price, while the stream has not brought an update as new
-let missed = false; // updates are missing after the last one
+let quoted = null; // the latest update from /price
+let missed = false; // a `gap` came after the last update
 let serverClock = null; // the server's clock minus performance.now()
 let changed = () => {};
 
@@ -34,7 +36,7 @@ export function onChange(listener) {
 export const last = () => points[points.length - 1];
 export const hasAll = () => latest === null || last()?.timestamp >= latest;
 
-// The newest update that is known, on the chart or not yet.
+// The newest update, whether or not it is on the chart.
 export function newest() {
   return quoted && !(last()?.timestamp >= quoted.timestamp) ? quoted : last();
 }
@@ -55,10 +57,10 @@ export function state() {
   return latest === null ? "waiting" : "live";
 }
 
-// The part of the past that the chart shows, and the updates in it.
+// The part of the past that the chart shows, and the updates in it. Requires an update.
 export function visible() {
   const to = now();
-  // No wider than what there is, except that the first few updates need some room.
+  // No wider than the data, except that the first few updates need some room.
   const from = Math.min(Math.max(to - span, points[0].timestamp), to - 4 * interval);
   const first = indexAt(from);
   const shown = points.slice(first);
@@ -87,10 +89,10 @@ export function cursorIndex({ first, shown }) {
 
 // ---- Changing it
 
-// What the server has written into the page.
+// Takes the attributes that the server writes into the page.
 export function takePage(data) {
   source = data.source;
-  simulated ??= data.simulated === "true"; // later the status says so
+  simulated ??= data.simulated === "true"; // later each status says it
   interval = Number(data.intervalMs) || 5000;
   hole = 4 * interval;
   points.forEach(judge);
@@ -102,9 +104,9 @@ export function setPhase(value) {
   changed();
 }
 
-// Returns false if it contradicts what the page holds, which is then dropped.
+// Returns false if the status contradicts the updates held, which are then dropped.
 export function takeStatus(status) {
-  // The server never sent what is so much newer than its newest update: its clock was corrected.
+  // Updates much newer than the server's newest one are not from its history: its clock was set back.
   const isBehind = status.latest !== null && last()?.timestamp - status.latest > hole;
   const hadPoints = points.length > 0;
   const isOther = isBehind || status.simulated !== simulated;
@@ -117,11 +119,11 @@ export function takeStatus(status) {
   return !(isOther && hadPoints);
 }
 
-// Returns false if it contradicts what the page holds, which is then dropped.
+// Returns false if the update contradicts the updates held, which are then dropped.
 export function takeUpdate({ timestamp, price }) {
   const held = points[indexAt(timestamp)];
   if (held) {
-    // Every update of a server is newer than the one before, so this is another server.
+    // A server's timestamps strictly increase, so this update is from another history.
     const isOther = held.timestamp !== timestamp || held.price !== price;
     if (isOther) dropAll();
     return !isOther;
@@ -130,7 +132,7 @@ export function takeUpdate({ timestamp, price }) {
   judge(last(), points.length - 1);
   missed = false;
   latest = Math.max(latest, timestamp);
-  // If a connection brings a status late, the update after it shows by how much.
+  // The clock is behind if the status was delayed: it is at least at each update's timestamp.
   serverClock = Math.max(serverClock, timestamp - performance.now());
   forget();
   changed();
@@ -141,7 +143,7 @@ export function takeGap() {
   missed = true;
 }
 
-// The answer of /price, and the server's time in it. It never mixes simulated prices with real ones.
+// Takes the answer of /price and the server's time. Never mixes simulated prices with real ones.
 export function takeQuote(update, isSimulated, time) {
   if (isSimulated !== simulated) return;
   quoted = update;
@@ -154,9 +156,9 @@ function judge(point, i) {
 }
 
 function forget() {
-  let gone = Math.max(0, points.length - KEEP_AT_MOST);
-  while (points[gone].timestamp < last().timestamp - KEEP_FOR) gone++;
-  points.splice(0, gone);
+  const byAge = indexAt(last().timestamp - KEEP_FOR);
+  points.splice(0, Math.max(byAge, points.length - KEEP_AT_MOST));
+  judge(points[0], 0); // nothing is before the first one any more
 }
 
 function dropAll() {

@@ -1,25 +1,25 @@
-// The connection to the server: the stream, and /price while the stream does not bring what it
-// should. It reports everything to `state.js` and shows nothing.
+// The connection to the server: the stream and, while the stream is slow or held back, /price.
+// Reports everything to `state.js` and renders nothing.
 //
-// Over HTTP/1.1 a browser opens six connections to a host, however many tabs want one. So the
-// tabs share a BroadcastChannel: one that connects says so, and every hidden tab that hears it
-// pauses its own stream until it is shown again, or until another tab is closed.
+// Over HTTP/1.1 a browser opens at most six connections to a host, shared by all tabs. So the tabs
+// share a BroadcastChannel: a tab that connects announces it, and every hidden tab then pauses its
+// own stream until it is shown again or another tab closes.
 
 import * as state from "./state.js";
 
-const SILENT = 5000; // a stream begins with a status, so an attempt this long without one is silent
+const SILENT_AFTER = 5000; // without a status, with which every stream begins
 const HELD_BACK_AFTER = 2; // silent attempts
-const LONGEST_PAUSE = 30_000;
-const BROWSER_WAITS = 5000; // at most, before it reconnects: the server's `retry`
+const LONGEST_WAIT = 30_000;
+const LONGEST_RETRY = 5000; // the server's `retry`, after which the browser reconnects, is at most this
 
 const tabs = new BroadcastChannel("btc-ticker");
 let stream = null; // null while paused
 let retry;
 let failures = 0; // in a row
 let silentAttempts = 0; // in a row
-let isSilent; // whether this attempt has brought nothing yet
-let heard; // when the stream last brought something, or is opened
-let caughtUp; // when the page last had all
+let isSilent; // no event has arrived on this connection yet
+let heard; // when the last event arrived, or when the browser connects
+let caughtUp; // when the page last had every update
 let nextQuote = 0;
 let sleepClock = Date.now() - performance.now();
 
@@ -67,7 +67,7 @@ function onStatus(status) {
   const isOtherKind = status.simulated !== state.simulated;
   const continues = state.takeStatus(status);
   if (isOtherKind || !continues) readPage();
-  if (!continues) connect(); // for all that this server has
+  if (!continues) connect(); // from the beginning
 }
 
 function onUpdate(update) {
@@ -81,18 +81,18 @@ function onGap() {
 }
 
 function onError() {
-  startWaiting(BROWSER_WAITS);
+  startWaiting(LONGEST_RETRY);
   const hasGivenUp = stream.readyState === EventSource.CLOSED;
-  // A proxy that holds the stream back may also cut it, which changes nothing.
+  // A proxy that holds the stream back may also cut it: the page still says "held-back".
   if (state.phase !== "held-back" || hasGivenUp) state.setPhase("reconnecting");
-  // After an answer such as 503 the browser gives up; then the page tries again.
+  // After a response such as 503 the browser does not reconnect on its own.
   if (hasGivenUp) {
-    const longest = Math.min(LONGEST_PAUSE, 2000 * 2 ** failures++);
+    const longest = Math.min(LONGEST_WAIT, 2000 * 2 ** failures++);
     retry = setTimeout(connect, longest * (0.5 + Math.random() / 2));
   }
 }
 
-// A server with other prices may have another source and interval, which are in its page.
+// Reads the source and the interval of a server that took the place of another.
 async function readPage() {
   try {
     const answer = await fetch(".", { cache: "reload" });
@@ -100,39 +100,39 @@ async function readPage() {
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     state.takePage(page.body.dataset);
   } catch {
-    // It is gone again. The next stream says where its prices come from.
+    // The server is unreachable again; the next status decides anew.
   }
 }
 
 // ---- Once a second
 
 // A connection can die without notice (sleep, another network), and scripts do not see keep-alive
-// comments. So a stream that is silent for longer than an update or a status takes is opened anew.
+// comments. So a stream without an event for longer than `patience` is replaced.
 function check() {
   if (!stream || stream.readyState === EventSource.CLOSED) return;
-  const isTooLong = performance.now() - heard > patience();
-  if (isTooLong && isSilent) silentAttempts++;
-  if (isTooLong && state.phase === "open") state.setPhase("reconnecting");
-  if (hasSlept() || isTooLong) connect();
+  const isDead = performance.now() - heard > patience();
+  if (isDead && isSilent) silentAttempts++;
+  if (isDead && state.phase === "open") state.setPhase("reconnecting");
+  if (hasSlept() || isDead) connect();
   if (state.hasAll() && state.phase === "open") caughtUp = performance.now();
   const isSlow = state.phase === "open" && performance.now() - caughtUp > 1000;
   if (isSlow || silentAttempts >= HELD_BACK_AFTER) quote();
 }
 
 function patience() {
-  if (isSilent) return Math.min(LONGEST_PAUSE, SILENT * 2 ** silentAttempts);
+  if (isSilent) return Math.min(LONGEST_WAIT, SILENT_AFTER * 2 ** silentAttempts);
   return state.state() === "stale" ? 60_000 : state.hole + 5000;
 }
 
-// While a device sleeps, performance.now() may stand still. The clock also jumps when it is set:
-// then the connection is opened anew for nothing, which changes nothing on the page.
+// While a device sleeps, performance.now() may stop, so the clock is ahead of it afterwards. It also
+// is when the clock has been set: then the page reconnects needlessly, which the user does not see.
 function hasSlept() {
   const before = sleepClock;
   sleepClock = Date.now() - performance.now();
   return Math.abs(sleepClock - before) > 10_000;
 }
 
-// Asks for the latest price. An answer while the stream is silent means that the stream is held back.
+// Fetches the latest price. If that works while streams are silent, they are held back by a proxy.
 async function quote() {
   if (performance.now() < nextQuote) return;
   nextQuote = performance.now() + Math.max(2000, state.interval);
@@ -146,7 +146,7 @@ async function quote() {
       phase = "held-back";
     }
   } catch {
-    // No answer to this one either.
+    // The server does not answer this request either.
   }
   if (stream && silentAttempts >= HELD_BACK_AFTER) state.setPhase(phase);
 }
@@ -167,7 +167,7 @@ function pauseIfHidden() {
   state.setPhase("paused");
 }
 
-// Each paused tab waits for another time, and the first one to connect keeps the others paused.
+// Each paused tab waits for a random time; the first one to connect keeps the others paused.
 function resumeIfPaused() {
   if (stream) return;
   clearTimeout(retry);

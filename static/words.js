@@ -1,13 +1,12 @@
 // The texts of the page: the state, the price, the figures, the title, and what a screen reader
-// announces. Reads `state.js` and writes into the document. Also the formats of prices and times,
-// which `drawing.js` shares.
+// announces. Reads `state.js` and writes into the document. `drawing.js` shares its formats.
 
 import * as state from "./state.js";
 
 const WORDS = {
   connecting: "Connecting",
   "catching-up": "Loading",
-  waiting: "No price yet",
+  waiting: "Waiting",
   live: "Live",
   stale: "No new prices",
   reconnecting: "Reconnecting",
@@ -22,7 +21,7 @@ export function setText(id, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// Every second part is a value: in <bdi>, because a time in Arabic would reorder the words around it.
+// Every second part is a value, in a <bdi>: a time in Arabic would reorder the words around it.
 export function setParts(id, parts) {
   const element = find(id);
   if (element.textContent === parts.join("")) return;
@@ -36,7 +35,7 @@ function isolated(text) {
   return element;
 }
 
-// ---- Formats: numbers and times as the reader's browser writes them
+// ---- Formats: numbers and times in the browser's language
 
 const formatter = (parts) => new Intl.DateTimeFormat(undefined, parts);
 export const clock = formatter({ hour: "numeric", minute: "2-digit", second: "2-digit" });
@@ -82,28 +81,30 @@ const minus = (text) => text.replace("-", "−"); // as wide as a plus
 
 // ---- The state
 
-// Says what the state means for the price that is shown. Every second part is a value.
+// Explains the state and dates the price that is shown. Every second part is a value.
 function sentence(current) {
-  const newest = timeOf(state.newest()?.timestamp);
-  if (current === "live") {
-    return ["Updated ", newest, `, ${duration(state.now() - state.newest().timestamp)} ago`];
+  const newest = state.newest();
+  const reason = state.reason ? `: ${state.reason}` : "";
+  if (!newest) {
+    if (current === "stale") return [`No price yet${reason}`];
+    return [{ reconnecting: trouble(), "catching-up": "Loading prices" }[current] ?? "No price yet"];
   }
-  if (current === "stale") {
-    const reason = state.reason ? `: ${state.reason}` : "";
-    return state.latest ? ["No new price since ", timeOf(state.latest), reason] : [`No price yet${reason}`];
+  const time = timeOf(newest.timestamp);
+  switch (current) {
+    case "live": return ["Updated ", time, `, ${duration(state.now() - newest.timestamp)} ago`];
+    case "stale": return ["No new price since ", time, reason];
+    case "held-back": return ["Blocked by a proxy or virus scanner? Price as of ", time];
+    case "reconnecting": return [`${trouble()}; last price at `, time];
+    case "catching-up": {
+      const rest = newest === state.last() ? "newer ones are loading" : "the chart is loading";
+      return ["Price as of ", time, `; ${rest}`];
+    }
+    default: return ["Last price at ", time]; // connecting, waiting or paused
   }
-  if (current === "waiting") return ["Waiting for the first price"];
-  if (current === "catching-up") {
-    const rest = state.newest() === state.last() ? "newer ones are loading" : "the chart is loading";
-    return newest ? ["Price of ", newest, `; ${rest}`] : ["Loading prices"];
-  }
-  if (current === "held-back") {
-    return ["Blocked by a proxy or virus scanner? Price of ", newest];
-  }
-  if (current === "paused") return ["Paused; last price at ", newest];
-  if (current === "connecting") return newest ? ["Last price at ", newest] : ["No price yet"];
-  const trouble = navigator.onLine ? "No answer from the server" : "This device is offline";
-  return newest ? [`${trouble}; last price at `, newest] : [trouble];
+}
+
+function trouble() {
+  return navigator.onLine ? "No answer from the server" : "This device is offline";
 }
 
 // The state and the title: all that a hidden tab shows.

@@ -1,6 +1,5 @@
-//! The page in a real Chromium, driven over WebDriver, which is plain JSON over HTTP, and in Firefox.
-//! If a browser is not installed its tests say so and pass, except in CI, where they must run.
-//! The drivers come first, then the tests.
+//! The page in a real Chromium, driven over WebDriver (JSON over HTTP), and in Firefox. Without a browser
+//! the tests are skipped, except in CI, which must have both. The drivers come first, then the tests.
 
 mod common;
 
@@ -12,15 +11,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::Signal;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use btc_ticker::system::unix_millis;
 use common::{PATIENCE, Say, Server, Source, eventually, folder};
 
-/// One browser at a time: browsers are heavy, and a starved one says nothing about the page.
+/// One browser at a time: a browser that lacks CPU time says nothing about the page.
 static TURN: Mutex<()> = Mutex::new(());
+
+/// Width and height in CSS pixels, and device pixels to one of them.
+type Screen = (u32, u32, u32);
+const DESKTOP: Screen = (1280, 800, 1);
+const PHONE: Screen = (375, 667, 2);
+const LANDSCAPE: Screen = (740, 375, 2);
 
 /// A headless Chromium and its chromedriver.
 struct Browser {
@@ -42,26 +49,13 @@ impl Browser {
         };
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(60)))
+            .timeout_global(Some(2 * PATIENCE))
             .build()
             .new_agent();
-        let mut browser = Browser {
-            driver,
-            session: format!("http://127.0.0.1:{port}/session"),
-            agent,
-            _output: output,
-            _turn: turn,
-        };
-        let flags = [
-            "--headless",
-            "--no-sandbox", // which root cannot have; the only page is our own
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-        ];
+        let session = format!("http://127.0.0.1:{port}/session");
+        let mut browser = Browser { driver, session, agent, _output: output, _turn: turn };
+        // Root cannot have a sandbox, and the only page is our own.
+        let flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-component-update"];
         let wishes = json!({"capabilities": {"alwaysMatch": {
             "goog:loggingPrefs": {"browser": "ALL"},
             "goog:chromeOptions": {"args": flags},
@@ -71,8 +65,7 @@ impl Browser {
             Ok(session) => {
                 let id = session["sessionId"].as_str().expect("a session has an id");
                 browser.session = format!("{}/{id}", browser.session);
-                // Not the language of the machine.
-                browser.speak("en-US");
+                browser.speak("en-US"); // rather than the language of the machine
                 Some(browser)
             }
             Err(problem) if problem.contains("cannot find") => skip(),
@@ -81,11 +74,8 @@ impl Browser {
     }
 
     fn ask(&self, path: &str, body: Value) -> Result<Value, String> {
-        let response = self
-            .agent
-            .post(format!("{}{path}", self.session))
-            .header("Content-Type", "application/json")
-            .send(body.to_string());
+        let request = self.agent.post(format!("{}{path}", self.session));
+        let response = request.header("Content-Type", "application/json").send(body.to_string());
         let text = response.and_then(|mut response| response.body_mut().read_to_string());
         let mut answer: Value = serde_json::from_str(&text.expect("chromedriver answers")).unwrap();
         match answer["value"].take() {
@@ -109,42 +99,46 @@ impl Browser {
         self.post("/execute/sync", json!({"script": format!("return {expression}"), "args": []}))
     }
 
+    /// Runs a script that passes its result to the function `done`.
+    fn run(&self, script: &str) -> Value {
+        let script = format!("const done = arguments[0]; {script}");
+        self.post("/execute/async", json!({"script": script, "args": []}))
+    }
+
     /// Waits until a JavaScript expression holds.
     fn until(&self, condition: &str) {
-        let script = format!(
-            "const done = arguments[0]; const look = () => ({condition}) ? done() : setTimeout(look, 20); look();"
-        );
-        self.post("/execute/async", json!({"script": script, "args": []}));
+        self.run(&format!(
+            "const look = () => ({condition}) ? done() : setTimeout(look, 20); look();"
+        ));
+    }
+
+    /// Waits until an element has this text.
+    fn until_says(&self, selector: &str, text: &str) {
+        self.until(&format!("document.querySelector('{selector}').textContent === '{text}'"));
+    }
+
+    /// Waits until the text of an element matches a regular expression.
+    fn until_matches(&self, selector: &str, text: &str) {
+        self.until(&format!("/{text}/.test(document.querySelector('{selector}').textContent)"));
+    }
+
+    /// Returns a property of the computed style of an element.
+    fn style(&self, selector: &str, property: &str) -> Value {
+        self.eval(&format!(
+            "getComputedStyle(document.querySelector('{selector}')).getPropertyValue('{property}')"
+        ))
     }
 
     /// Presses keys one after the other, in the element that has the focus.
     fn press(&self, keys: &[&str]) {
-        let actions: Vec<_> = keys
-            .iter()
-            .flat_map(|key| {
-                [json!({"type": "keyDown", "value": key}), json!({"type": "keyUp", "value": key})]
-            })
-            .collect();
-        self.post(
-            "/actions",
-            json!({"actions": [{"type": "key", "id": "keyboard", "actions": actions}]}),
-        );
+        let press = |key| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key}));
+        let actions: Vec<_> = keys.iter().flat_map(press).collect();
+        let keyboard = json!({"type": "key", "id": "keyboard", "actions": actions});
+        self.post("/actions", json!({"actions": [keyboard]}));
     }
 
     fn devtools(&self, command: &str, parameters: Value) -> Value {
         self.post("/goog/cdp/execute", json!({"cmd": command, "params": parameters}))
-    }
-
-    fn get(&self, path: &str) -> Value {
-        let answer = self.agent.get(format!("{}{path}", self.session)).call();
-        let text = answer.and_then(|mut answer| answer.body_mut().read_to_string());
-        let answer: Value = serde_json::from_str(&text.expect("chromedriver answers")).unwrap();
-        answer["value"].clone()
-    }
-
-    /// Returns the tab that receives the commands.
-    fn tab(&self) -> String {
-        self.get("/window").as_str().unwrap().to_owned()
     }
 
     /// Opens a tab, shows it, and sends commands to it from now on.
@@ -174,11 +168,36 @@ impl Browser {
         self.devtools("Emulation.setLocaleOverride", json!({"locale": locale}));
     }
 
+    /// Runs a script at the start of every page that is opened from now on. Returns its handle.
+    fn prepare(&self, script: &str) -> Value {
+        self.devtools("Page.addScriptToEvaluateOnNewDocument", json!({"source": script}))
+    }
+
+    /// Makes clocks and timers five times as fast in pages that are opened from now on, so that a test of a
+    /// timeout is over sooner.
+    fn hasten(&self) {
+        self.prepare(
+            "const now = performance.now.bind(performance);
+            const started = Date.now();
+            performance.now = () => 5 * now();
+            Date.now = () => started + performance.now();
+            for (const timer of ['setTimeout', 'setInterval']) {
+                const start = globalThis[timer];
+                globalThis[timer] = (callback, delay) => start(callback, delay / 5);
+            }",
+        );
+    }
+
     /// Resizes the window. With two device pixels to a pixel it is a phone.
-    fn resize(&self, width: u32, height: u32, density: u32) {
+    fn resize(&self, (width, height, density): Screen) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": density, "mobile": density > 1});
         self.devtools("Emulation.setDeviceMetricsOverride", size);
         self.until(&format!("innerWidth === {width} && innerHeight === {height}"));
+    }
+
+    /// Waits until the chart has been drawn for the size of the window.
+    fn until_fitted(&self) {
+        self.until("document.querySelector('canvas').width === devicePixelRatio * document.querySelector('#chart').clientWidth");
     }
 
     /// Sets the colour scheme, `light` or `dark`, and forced colours.
@@ -191,19 +210,14 @@ impl Browser {
         self.devtools("Emulation.setEmulatedMedia", json!({"features": features}));
     }
 
-    /// Waits until an element has this text.
-    fn until_says(&self, selector: &str, text: &str) {
-        self.until(&format!("document.querySelector('{selector}').textContent === '{text}'"));
+    fn is_visible(&self, selector: &str) -> bool {
+        self.eval(&format!("document.querySelector('{selector}').checkVisibility()")) == true
     }
 
-    fn has_banner(&self) -> bool {
-        self.eval("document.querySelector('.simulated').checkVisibility()") == true
-    }
-
-    fn screenshot(&self, name: &str) {
+    /// Returns the path of the picture, for a reader to look at.
+    fn screenshot(&self, name: &str) -> PathBuf {
         let shot = self.devtools("Page.captureScreenshot", json!({"format": "png"}));
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("page-{name}.png"));
-        std::fs::write(&path, from_base64(shot["data"].as_str().unwrap())).unwrap();
+        save(&format!("page-{name}.png"), &shot["data"])
     }
 
     /// Returns the console messages since the last call, policy violations included.
@@ -219,18 +233,15 @@ impl Browser {
 
     /// For tests in which the server is unreachable: the browser logs that, too.
     fn assert_only_network_complaints(&self) {
+        let is_network = |text: &str| text.contains("net::ERR_") || text.contains("503");
         let mut complaints = self.complaints();
-        complaints.retain(|text| {
-            !(text.contains("/stream?since=")
-                && (text.contains("net::ERR_") || text.contains("503")))
-        });
+        complaints.retain(|text| !(text.contains("/stream?since=") && is_network(text)));
         assert_eq!(complaints, Vec::<String>::new());
     }
 
-    /// The updates that the page holds.
+    /// Returns the updates that the page holds.
     fn points(&self) -> Vec<Point> {
-        let points = self.eval("ticker.points");
-        points.as_array().unwrap().iter().map(Point::read).collect()
+        serde_json::from_value(self.eval("ticker.points")).unwrap()
     }
 }
 
@@ -244,9 +255,7 @@ impl Drop for Browser {
 }
 
 fn skip() -> Option<Browser> {
-    common::skipped(
-        "the page was not tested, for there is no browser: apt-get install chromium chromium-driver",
-    );
+    common::skipped("the page was not tested: apt-get install chromium chromium-driver");
     None
 }
 
@@ -257,18 +266,22 @@ fn start_driver() -> io::Result<(Child, BufReader<ChildStdout>, u16)> {
         let mut command = Command::new("chromedriver");
         let mut driver = command.arg("--port=0").stdout(Stdio::piped()).spawn()?;
         let mut output = BufReader::new(driver.stdout.take().unwrap());
-        if let Some(port) = announced_port(&mut output) {
-            return Ok((driver, output, port));
+        let mut lines = output.by_ref().lines().map(Result::unwrap);
+        let line = lines.find(|line| line.contains("started successfully on port"));
+        if let Some((_, port)) = line.as_deref().and_then(|line| line.rsplit_once(' ')) {
+            return Ok((driver, output, port.trim_end_matches('.').parse().unwrap()));
         }
         driver.wait()?;
     }
-    Err(io::Error::other("it has ended ten times"))
+    Err(io::Error::other("it exited ten times"))
 }
 
-fn announced_port(output: &mut impl BufRead) -> Option<u16> {
-    let mut lines = output.lines().map(Result::unwrap);
-    let line = lines.find(|line| line.contains("started successfully on port"))?;
-    line.trim_end_matches('.').rsplit(' ').next()?.parse().ok()
+/// Saves a file that a browser has sent in base64, for a reader to look at. Returns its path.
+fn save(name: &str, content: &Value) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let content = BASE64_STANDARD.decode(content.as_str().unwrap()).unwrap();
+    std::fs::write(&path, content).unwrap();
+    path
 }
 
 /// A headless Firefox, driven over Marionette, the protocol beneath its WebDriver: JSON messages over TCP, each
@@ -326,13 +339,8 @@ impl Firefox {
         serde_json::from_slice(&message).unwrap()
     }
 
-    fn new_tab(&mut self) -> String {
-        let tab = self.command("NewWindow", json!({"type": "tab"}));
-        tab["handle"].as_str().unwrap().to_owned()
-    }
-
     /// Sends commands to a tab from now on. Shows it first if `show` is set.
-    fn switch_to(&mut self, tab: &str, show: bool) {
+    fn switch_to(&mut self, tab: &Value, show: bool) {
         self.command("SwitchToWindow", json!({"handle": tab, "focus": show}));
     }
 
@@ -350,58 +358,27 @@ impl Drop for Firefox {
     }
 }
 
-fn from_base64(text: &str) -> Vec<u8> {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digits: Vec<u8> = text.bytes().filter(|&byte| byte != b'=').collect();
-    let decode = |group: &[u8]| {
-        let value = |byte: &u8| DIGITS.iter().position(|digit| digit == byte).unwrap() as u32;
-        let bits =
-            group.iter().fold(0, |bits, byte| bits << 6 | value(byte)) << (6 * (4 - group.len()));
-        bits.to_be_bytes()[1..group.len()].to_vec()
-    };
-    digits.chunks(4).flat_map(decode).collect()
-}
-
 /// An update as the page holds it.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Deserialize, PartialEq)]
 struct Point {
     timestamp: u64,
     price: f64,
     /// Whether the page shows that updates before it are missing.
+    #[serde(default)]
     broken: bool,
 }
 
-impl Point {
-    fn read(json: &Value) -> Point {
-        Point {
-            timestamp: json["timestamp"].as_u64().unwrap(),
-            price: json["price"].as_f64().unwrap(),
-            broken: json["broken"] == true,
-        }
-    }
-}
-
-/// Returns what a page should hold that was open all the time: every update of a server that publishes no
-/// more, with a break after more than `hole` milliseconds without one.
+/// Returns what a page should hold that was open all the time: every update of a server, with a break after
+/// more than `hole` milliseconds without one.
 fn history(server: &Server, hole: u64) -> Vec<Point> {
-    let newest = server.get("/price").json();
-    let mut stream = server.stream("/stream?since=0");
-    let mut points: Vec<Point> = Vec::new();
-    while points.last().is_none_or(|point| point.timestamp < newest["timestamp"].as_u64().unwrap())
-    {
-        let event = stream.event();
-        if event.name.is_none() {
-            let mut point = Point::read(&event.json());
-            point.broken =
-                points.last().is_some_and(|last| point.timestamp - last.timestamp > hole);
-            points.push(point);
-        }
+    let mut points: Vec<Point> = serde_json::from_value(server.get("/history").json()).unwrap();
+    for i in 1..points.len() {
+        points[i].broken = points[i].timestamp - points[i - 1].timestamp > hole;
     }
     points
 }
 
-/// A proxy between browser and server. It can be shut, switch to another server, and leave the streams to the
-/// test.
+/// A proxy between browser and server. It can switch to another server, or leave the streams to the test.
 struct Gate {
     address: SocketAddr,
     state: Arc<Mutex<GateState>>,
@@ -411,13 +388,13 @@ struct Gate {
 struct GateState {
     server: SocketAddr,
     way: Way,
-    refused: usize,
     connections: Vec<TcpStream>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
     Open,
+    /// Closes every connection without an answer.
     Shut,
     /// The test answers the streams, the server everything else.
     Scripted,
@@ -427,7 +404,7 @@ impl Gate {
     fn before(server: &Server, way: Way) -> Gate {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = GateState { server: server.address, way, refused: 0, connections: Vec::new() };
+        let state = GateState { server: server.address, way, connections: Vec::new() };
         let state = Arc::new(Mutex::new(state));
         let shared = state.clone();
         let (sender, streams) = unbounded();
@@ -440,7 +417,7 @@ impl Gate {
         Gate { address, state, streams }
     }
 
-    /// A gate that is shut answers 503, after which a browser does not reconnect on its own.
+    /// Cuts all connections; later ones go this way.
     fn turn(&self, way: Way) {
         let mut state = self.state.lock().unwrap();
         state.way = way;
@@ -454,10 +431,6 @@ impl Gate {
         self.turn(Way::Open);
     }
 
-    fn refused(&self) -> usize {
-        self.state.lock().unwrap().refused
-    }
-
     fn url(&self) -> String {
         format!("http://{}/", self.address)
     }
@@ -466,15 +439,6 @@ impl Gate {
     fn stream(&self) -> Stream {
         self.streams.recv_timeout(PATIENCE).expect("the page asks for a stream")
     }
-}
-
-/// A page that expects an update a minute, which the test has to send.
-fn scripted() -> (Server, Gate) {
-    let source = Source::start();
-    source.say(Say::Nothing);
-    let server = Server::start(&source, &["--interval", "60s"]);
-    let gate = Gate::before(&server, Way::Scripted);
-    (server, gate)
 }
 
 /// Passes one request on, and its answer back.
@@ -489,25 +453,36 @@ fn pass(mut client: TcpStream, state: &Mutex<GateState>, streams: &Sender<Stream
     let (server, way) = {
         let mut state = state.lock().unwrap();
         state.connections.push(client.try_clone().unwrap());
-        state.refused += usize::from(state.way == Way::Shut);
         (state.server, state.way)
     };
-    if way == Way::Shut {
-        let _ = client
-            .write_all(b"HTTP/1.1 503 Full\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        return;
+    let is_stream = head.split([' ', '?']).nth(1) == Some("/stream");
+    match way {
+        Way::Shut => drop(client.shutdown(Shutdown::Both)),
+        Way::Scripted if is_stream => {
+            let _ = streams.send(Stream { head, socket: client });
+        }
+        _ => {
+            let Ok(mut upstream) = TcpStream::connect(server) else { return };
+            let head = head.replace("Connection: keep-alive", "Connection: close");
+            upstream.write_all(head.as_bytes()).unwrap();
+            let _ = if is_stream {
+                pass_stream(upstream, &mut client)
+            } else {
+                io::copy(&mut upstream, &mut client).map(drop)
+            };
+            let _ = client.shutdown(Shutdown::Both);
+        }
     }
-    if way == Way::Scripted && head.starts_with("GET /stream?") {
-        let _ = streams.send(Stream { head, socket: client, simulated: false });
-        return;
+}
+
+/// Has the browser reconnect after 0.1 s rather than 2 to 5 s.
+fn pass_stream(upstream: TcpStream, client: &mut TcpStream) -> io::Result<()> {
+    for line in BufReader::new(upstream).lines() {
+        let line = line?;
+        let line = if line.starts_with("retry: ") { "retry: 100" } else { &line };
+        client.write_all(format!("{line}\n").as_bytes())?;
     }
-    let Ok(mut upstream) = TcpStream::connect(server) else {
-        return;
-    };
-    let head = head.replace("Connection: keep-alive", "Connection: close");
-    upstream.write_all(head.as_bytes()).unwrap();
-    let _ = io::copy(&mut upstream, &mut client);
-    let _ = client.shutdown(Shutdown::Both);
+    Ok(())
 }
 
 /// A stream that the test writes.
@@ -515,13 +490,16 @@ struct Stream {
     /// The head of the request.
     head: String,
     socket: TcpStream,
-    /// What its status says of its prices.
-    simulated: bool,
 }
 
 impl Stream {
     fn open(&self) {
         self.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nretry: 100\n");
+    }
+
+    /// After this a browser does not reconnect on its own.
+    fn refuse(self) {
+        self.send("HTTP/1.1 503 Full\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     }
 
     /// Ignores errors: the page may have closed the stream.
@@ -530,7 +508,7 @@ impl Stream {
     }
 
     fn status(&self, latest: Option<u64>, now: u64) {
-        let data = json!({"simulated": self.simulated, "stale": false, "reason": null, "latest": latest, "now": now});
+        let data = json!({"simulated": false, "stale": false, "reason": null, "latest": latest, "now": now});
         self.send(&format!("event: status\ndata: {data}\n\n"));
     }
 
@@ -540,11 +518,10 @@ impl Stream {
     }
 
     fn updates(&self, updates: &[(u64, f64)]) {
-        let event = |&(timestamp, price): &(u64, f64)| {
+        for (timestamp, price) in updates {
             let data = json!({"timestamp": timestamp, "price": price});
-            format!("id: {timestamp}\ndata: {data}\n\n")
-        };
-        self.send(&updates.iter().map(event).collect::<String>());
+            self.send(&format!("id: {timestamp}\ndata: {data}\n\n"));
+        }
     }
 
     /// Sends a complete backlog, whose last update is new.
@@ -566,6 +543,25 @@ impl Drop for Stream {
     }
 }
 
+/// Starts a server whose page expects an update a minute, which the test sends.
+fn scripted() -> (Server, Gate) {
+    let source = Source::start();
+    source.say(Say::Nothing);
+    let server = Server::start(&source, &["--interval", "60s"]);
+    let gate = Gate::before(&server, Way::Scripted);
+    (server, gate)
+}
+
+/// Opens a page that shows an update a minute for 20 minutes.
+fn open_chart(browser: &Browser) -> (Server, Gate, Stream) {
+    let (server, gate) = scripted();
+    browser.open(&gate.url());
+    let stream = gate.stream();
+    stream.live(&minutes(20));
+    browser.until("ticker.state === 'live'");
+    (server, gate, stream)
+}
+
 /// Returns an update a minute for so many minutes, up to the last full ten minutes. The label of the first one
 /// would extend beyond the edge of the chart.
 fn minutes(minutes: u64) -> Vec<(u64, f64)> {
@@ -573,104 +569,31 @@ fn minutes(minutes: u64) -> Vec<(u64, f64)> {
     (0..=minutes).map(|i| (from + i * 60_000, 500.0 + i as f64)).collect()
 }
 
-fn timestamps(browser: &Browser) -> Vec<u64> {
-    browser.points().iter().map(|point| point.timestamp).collect()
+/// Starts a server with simulated prices.
+fn demo(interval: &str) -> Server {
+    let options = ["--listen", "127.0.0.1:0", "--source", "demo", "--interval", interval];
+    Server::run(Server::command().args(options))
 }
 
-#[test]
-fn price_and_chart_appear() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let source = Source::start();
-    source.say(Say::Nothing);
-    // Not stale before a slow browser has started.
-    let silent = Server::start(&source, &["--interval", "60s"]);
-    browser.open(&silent.url("/"));
-    browser.until("ticker.state === 'waiting'");
-    browser.until_says("#state-word", "No price yet");
-    browser.until_says("#updated", "Waiting for the first price");
+fn body(price: &str) -> Say {
+    Say::Body(format!(r#"{{"price":{price}}}"#))
+}
 
-    let server = Server::start(&source, &[]);
-    browser.open(&server.url("/"));
-    source.say(Say::Body(r#"{"price":97123.45}"#.into()));
-    browser.until("ticker.state === 'live' && ticker.points.length > 9");
-    browser.until_says("#price-shown", "$97,123.45");
-    browser.until("document.title === '$97,123.45 BTC/USD'");
-    browser.until("/^Updated \\d+:\\d\\d:\\d\\d\\s[AP]M, \\d s ago$/.test(document.querySelector('#updated').textContent)");
-    browser.until_says("#announcement", "Live, $97,123.45");
-    assert!(is_drawn(&browser));
-    assert!(!browser.has_banner());
-    assert_eq!(offered(&browser), ["All"], "a minute has no five");
-    browser.assert_no_complaints();
+/// Silences the source and waits until the page has its last price.
+fn silence(source: &Source, browser: &Browser) {
+    source.say(Say::Nothing);
+    browser.until(&format!("ticker.points.at(-1).price === {}", source.last_price()));
 }
 
 /// Returns the times that a reader can choose.
-fn offered(browser: &Browser) -> Vec<String> {
-    let buttons = "[...document.querySelectorAll('.zoom button')]";
-    let texts = browser.eval(&format!(
-        "{buttons}.filter((button) => button.checkVisibility()).map((button) => button.textContent)"
-    ));
-    texts.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
-}
-
-#[test]
-fn numbers_and_times_are_written_as_the_reader_writes_them() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let source = Source::start();
-    source.say(Say::Body(r#"{"price":97123.45}"#.into()));
-    let server = Server::start(&source, &[]);
-    browser.speak("de-DE");
-    browser.open(&server.url("/"));
-    browser.until("ticker.state === 'live' && ticker.points.length > 9");
-    browser.until_says("#price-shown", "97.123,45\u{a0}$");
-    browser.until("document.title === '97.123,45\u{a0}$ BTC/USD'");
-    browser.until("/^Updated \\d+:\\d\\d:\\d\\d, \\d s ago$/.test(document.querySelector('#updated').textContent)");
-    browser.until("ticker.axis.prices.length > 1");
-    let labels = browser.eval("ticker.axis.prices.map(({ label }) => label)");
-    for label in labels.as_array().unwrap() {
-        assert!(label.as_str().unwrap().starts_with("97.1"), "{labels}");
-    }
-    browser.assert_no_complaints();
-}
-
-#[test]
-fn a_change_has_its_sign_its_digits_and_a_colour_only_if_there_is_one() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let source = Source::start();
-    let price = |price: &str| source.say(Say::Body(format!(r#"{{"price":{price}}}"#)));
-    price("97000");
-    let server = Server::start(&source, &[]);
-    browser.open(&server.url("/"));
-    browser.until_says("#change-amount", "±0.00 (0.00%)");
-    for (now, change, direction) in [
-        ("97002.59", "▲ +2.59 (+0.0027%)", "up"),
-        ("96997.41", "▼ −2.59 (−0.0027%)", "down"),
-        ("98000", "▲ +1,000.00 (+1.03%)", "up"),
-        ("97000.004", "±0.00 (0.00%)", "none"),
-    ] {
-        price(now);
-        browser.until_says("#change-amount", change);
-        assert_eq!(browser.eval("document.querySelector('#change').dataset.direction"), direction);
-    }
-    let colour = |selector: &str| {
-        browser.eval(&format!("getComputedStyle(document.querySelector('{selector}')).color"))
-    };
-    assert_eq!(colour("#change"), colour("body"));
-    // The latest price is level with a label and does not hide it.
-    browser.until("ticker.axis.prices.some(({ label }) => label === '97,000')");
-    assert_axis_is_clear(&browser);
-    browser.assert_no_complaints();
+fn offered(browser: &Browser) -> Value {
+    browser.eval("[...document.querySelectorAll('.zoom button')].filter((button) => button.checkVisibility()).map((button) => button.textContent)")
 }
 
 /// Checks for some frames that every price and time of the axes is legible.
 fn assert_axis_is_clear(browser: &Browser) {
-    let script = "const done = arguments[0];
-        let frames = 0;
+    let found = browser.run(
+        "let frames = 0;
         const look = () => {
             const { em, tag, prices, times } = ticker.axis;
             const covered = prices.filter(({ y }) => Math.abs(y - tag) < 1.25 * em);
@@ -678,8 +601,8 @@ fn assert_axis_is_clear(browser: &Browser) {
             if (covered.length || cut.length || frames++ > 20) done({ tag, covered, cut });
             else requestAnimationFrame(look);
         };
-        look();";
-    let found = browser.post("/execute/async", json!({"script": script, "args": []}));
+        look();",
+    );
     assert_eq!((&found["covered"], &found["cut"]), (&json!([]), &json!([])), "{found}");
 }
 
@@ -706,85 +629,124 @@ fn is_drawn(browser: &Browser) -> bool {
 }
 
 #[test]
-fn a_stale_source_shows_and_its_recovery_too() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+fn price_and_chart_appear_in_the_language_of_the_browser() {
+    let Some(browser) = Browser::start() else { return };
     let source = Source::start();
+    source.say(Say::Nothing);
+    // The interval is long, so that a slow browser starts before prices are stale.
+    let silent = Server::start(&source, &["--interval", "60s"]);
+    browser.open(&silent.url("/"));
+    browser.until("ticker.state === 'waiting'");
+    browser.until_says("#state-word", "Waiting");
+    browser.until_says("#updated", "No price yet");
+
     let server = Server::start(&source, &[]);
     browser.open(&server.url("/"));
-    browser.until("ticker.state === 'live'");
+    source.say(body("97123.45"));
+    browser.until("ticker.state === 'live' && ticker.points.length > 9");
+    browser.until_says("#price-shown", "$97,123.45");
+    browser.until("document.title === '$97,123.45 BTC/USD'");
+    browser.until_matches("#updated", r"^Updated \d+:\d\d:\d\d\s[AP]M, \d s ago$");
+    browser.until_says("#announcement", "Live, $97,123.45");
+    assert!(is_drawn(&browser));
+    assert!(!browser.is_visible(".simulated"));
+    assert_eq!(offered(&browser), json!(["All"]), "a minute has no five");
 
-    source.say(Say::Status(401, String::new(), "{}".into()));
-    browser.until("ticker.state === 'stale'");
-    browser.until(
-        "/^No new price since .*: HTTP 401$/.test(document.querySelector('#updated').textContent)",
-    );
-    browser.until_says("#state-word", "No new prices");
-    browser.until("document.title.endsWith('(no new prices)')");
-    let style = |selector: &str| format!("getComputedStyle(document.querySelector('{selector}'))");
-    browser.until(&format!("{}.color === {}.color", style("#updated"), style("#state-word")));
-    // A new client is told, too.
+    browser.speak("de-DE");
     browser.open(&server.url("/"));
-    browser.until("ticker.state === 'stale' && ticker.points.length > 0");
-
-    source.say(Say::Prices);
-    browser.until("ticker.state === 'live'");
-    browser.until("ticker.points.some((point) => point.broken)");
-    browser.until("document.querySelector('#holes').checkVisibility()");
+    browser.until_says("#price-shown", "97.123,45\u{a0}$");
+    browser.until("document.title === '97.123,45\u{a0}$ BTC/USD'");
+    browser.until_matches("#updated", r"^Updated \d+:\d\d:\d\d, \d s ago$");
+    browser.until("ticker.axis.prices.length > 1");
+    browser.until("ticker.axis.prices.every(({ label }) => label.startsWith('97.1'))");
     browser.assert_no_complaints();
 }
 
 #[test]
-fn a_source_that_never_worked_looks_like_one_that_fails() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+fn a_change_has_its_sign_its_digits_and_a_colour_only_if_there_is_one() {
+    let Some(browser) = Browser::start() else { return };
     let source = Source::start();
-    source.say(Say::Status(401, String::new(), "{}".into()));
+    source.say(body("97000"));
+    let server = Server::start(&source, &[]);
+    browser.open(&server.url("/"));
+    browser.until_says("#change-amount", "±0.00 (0.00%)");
+    for (price, change, direction) in [
+        ("97002.59", "▲ +2.59 (+0.0027%)", "up"),
+        ("96997.41", "▼ −2.59 (−0.0027%)", "down"),
+        ("98000", "▲ +1,000.00 (+1.03%)", "up"),
+        ("97000.004", "±0.00 (0.00%)", "none"),
+    ] {
+        source.say(body(price));
+        browser.until_says("#change-amount", change);
+        assert_eq!(browser.eval("document.querySelector('#change').dataset.direction"), direction);
+    }
+    assert_eq!(browser.style("#change", "color"), browser.style("body", "color"));
+    // The latest price is level with a label and does not hide it.
+    browser.until("ticker.axis.prices.some(({ label }) => label === '97,000')");
+    assert_axis_is_clear(&browser);
+    browser.assert_no_complaints();
+}
+
+#[test]
+fn a_failing_source_shows_with_its_reason_and_its_recovery_too() {
+    let Some(browser) = Browser::start() else { return };
+    let source = Source::start();
+    let fail = || source.say(Say::Status(401, String::new(), "{}".into()));
+    let since = r"^No new price since \d.*: HTTP 401$";
+    // It has never worked.
+    fail();
     let server = Server::start(&source, &[]);
     browser.open(&server.url("/"));
     browser.until("ticker.state === 'stale'");
-    browser.until_says("#state-word", "No new prices");
     browser.until_says("#updated", "No price yet: HTTP 401");
     source.say(Say::Prices);
     browser.until("ticker.state === 'live'");
+
+    fail();
+    browser.until("ticker.state === 'stale'");
+    browser.until_matches("#updated", since);
+    browser.until_says("#state-word", "No new prices");
+    browser.until("document.title.endsWith('(no new prices)')");
+    assert_eq!(browser.style("#updated", "color"), browser.style("#state-word", "color"));
+    // A page that is opened now shows it, too.
+    browser.open(&server.url("/"));
+    browser.until("ticker.state === 'stale' && ticker.points.length > 0");
+    source.say(Say::Prices);
+    browser.until("ticker.state === 'live'");
+    browser.until("ticker.points.some((point) => point.broken)");
+    browser.until("document.querySelector('#holes').checkVisibility()");
+
     // The latest price outlives the retention, with its time.
     let server = Server::start(&source, &["--retention", "100ms"]);
     eventually("there is a price", || server.get("/price").status == 200);
-    source.say(Say::Status(401, String::new(), "{}".into()));
+    fail();
     eventually("stale", || server.get("/healthz").json()["status"] == "stale");
     browser.open(&server.url("/"));
     browser.until("ticker.state === 'stale' && ticker.points.length > 0");
-    browser.until(
-        "/^No new price since \\d.*: HTTP 401$/.test(document.querySelector('#updated').textContent)",
-    );
+    browser.until_matches("#updated", since);
     browser.assert_no_complaints();
 }
 
 #[test]
 fn nothing_moves_when_prices_or_the_server_fail() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+    let Some(browser) = Browser::start() else { return };
     let source = Source::start();
     source.say(Say::Nothing);
     let server = Server::start(&source, &[]);
     let gate = Gate::before(&server, Way::Open);
     browser.open(&gate.url());
-    let screens = [(375, 667, 2), (740, 375, 2), (768, 1024, 1), (1280, 800, 1)];
-    // The place of the chart on each.
-    let places = |state: &str| -> Vec<Value> {
+    // Returns the place of the chart on each screen.
+    let places = |state: &str| {
         browser.until(&format!("ticker.state === '{state}'"));
-        screens.map(|(width, height, density)| {
-            browser.resize(width, height, density);
+        [PHONE, LANDSCAPE, (768, 1024, 1), DESKTOP].map(|screen| {
+            browser.resize(screen);
             browser.eval("(({ top, bottom }) => [top, bottom])(document.querySelector('#chart').getBoundingClientRect())")
-        }).to_vec()
+        })
     };
     let waiting = places("stale");
     let bottom = waiting[1][1].as_f64().unwrap();
-    assert!(bottom < 375.0, "on its side a phone shows the chart without scrolling: {bottom}");
-    source.say(Say::Body(r#"{"price":97123.45}"#.into()));
+    assert!(bottom < 375.0, "in landscape a phone shows the chart without scrolling: {bottom}");
+    source.say(body("97123.45"));
     browser.until("ticker.points.length > 9");
     assert_eq!(places("live"), waiting);
     source.say(Say::Status(401, String::new(), "{}".into()));
@@ -796,29 +758,26 @@ fn nothing_moves_when_prices_or_the_server_fail() {
 
 #[test]
 fn other_prices_at_the_same_address_begin_a_new_chart() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+    let Some(browser) = Browser::start() else { return };
     let source = Source::start();
-    // The demo is older than anything that the page will hold.
-    let mut demo = Server::command();
-    demo.args(["--listen", "127.0.0.1:0", "--source", "demo", "--interval", "500ms"]);
-    let demo = Server::run(&mut demo);
+    // The demo is older than all that the page will hold.
+    let demo = demo("500ms");
     eventually("there are simulated prices", || demo.get("/price").status == 200);
     let oldest = demo.stream("/stream?since=0").update().id.unwrap();
     let real = Server::start(&source, &[]);
     let gate = Gate::before(&real, Way::Open);
+    browser.hasten();
     browser.open(&gate.url());
     browser.eval("window.sameDocument = true");
     browser.until("ticker.state === 'live' && ticker.points.length > 5");
-    assert!(!browser.has_banner());
+    assert!(!browser.is_visible(".simulated"));
 
     gate.lead_to(&demo);
     browser.until("document.title.startsWith('Simulated: $9')");
-    assert!(browser.has_banner());
+    assert!(browser.is_visible(".simulated"));
     browser.until_says("#state", "Live simulated prices");
     browser.until_says("#source", "demo");
-    browser.until("document.querySelector('#announcement').textContent.startsWith('Simulated prices, Live, $9')");
+    browser.until_matches("#announcement", "^Simulated prices, Live, [$]9");
     browser.until("ticker.points.length > 5");
     let points = browser.points();
     assert_eq!(points[0].timestamp, oldest);
@@ -828,10 +787,10 @@ fn other_prices_at_the_same_address_begin_a_new_chart() {
 
     gate.lead_to(&real);
     browser.until("ticker.state === 'live' && document.title.startsWith('$')");
-    assert!(!browser.has_banner());
+    assert!(!browser.is_visible(".simulated"));
     browser.until_says("#state", "Live ");
     browser.until_says("#source", "custom source");
-    browser.until("document.querySelector('#announcement').textContent.startsWith('Live, $')");
+    browser.until_matches("#announcement", "^Live, [$]");
     silence(&source, &browser);
     assert_eq!(browser.points(), history(&real, 400));
     assert_eq!(browser.eval("window.sameDocument"), true);
@@ -839,37 +798,42 @@ fn other_prices_at_the_same_address_begin_a_new_chart() {
 }
 
 #[test]
-fn a_restarted_server_is_followed_without_a_reload() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+fn updates_missed_during_an_outage_arrive_once_and_a_restart_needs_no_reload() {
+    let Some(browser) = Browser::start() else { return };
     let source = Source::start();
     // The restart takes less than four intervals, so only the event `gap` marks the break.
-    let start = |address: &str| {
-        let mut command = Server::command();
-        command.args(["--listen", address, "--interval", "1s"]);
-        command.args(["--source-url", &source.url(), "--price-at", "/price"]);
-        Server::run(&mut command)
-    };
-    let server = start("127.0.0.1:0");
-    let address = server.address.to_string();
-    browser.open(&server.url("/"));
+    let start = || Server::start(&source, &["--interval", "500ms"]);
+    let server = start();
+    let gate = Gate::before(&server, Way::Open);
+    browser.hasten();
+    browser.open(&gate.url());
     browser.eval("window.sameDocument = true");
-    browser.until("ticker.state === 'live' && ticker.points.length > 2");
+    let until_more_than = |length: usize| {
+        browser.until(&format!("ticker.state === 'live' && ticker.points.length > {length}"));
+    };
+    until_more_than(2);
+
+    gate.turn(Way::Scripted);
+    // The browser reconnects on its own, and after it has given up, the page does.
+    gate.stream().refuse();
+    let second = gate.stream();
+    browser.until("ticker.state === 'reconnecting'");
+    second.refuse();
+    let held = browser.points().len();
+    gate.turn(Way::Open);
+    until_more_than(held + 2);
     silence(&source, &browser);
-    let mut expected = history(&server, 4000);
+    let mut expected = history(&server, 2000);
     assert_eq!(browser.points(), expected);
 
     server.stop(Signal::SIGTERM);
-    source.say(Say::Prices);
-    let server = start(&address);
     browser.until("ticker.state === 'reconnecting'");
-    browser.until(&format!(
-        "ticker.state === 'live' && ticker.points.length > {}",
-        expected.len() + 2
-    ));
+    source.say(Say::Prices);
+    let server = start();
+    gate.lead_to(&server);
+    until_more_than(expected.len() + 2);
     silence(&source, &browser);
-    let mut more = history(&server, 4000);
+    let mut more = history(&server, 2000);
     more[0].broken = true;
     expected.append(&mut more);
     assert_eq!(browser.points(), expected);
@@ -877,63 +841,29 @@ fn a_restarted_server_is_followed_without_a_reload() {
     browser.assert_only_network_complaints();
 }
 
-/// Silences the source and waits until the page has its last price.
-fn silence(source: &Source, browser: &Browser) {
-    source.say(Say::Nothing);
-    browser.until(&format!("ticker.points.at(-1).price === {}", source.last_price()));
-}
-
-#[test]
-fn what_was_missed_while_away_arrives_once() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let source = Source::start();
-    let server = Server::start(&source, &[]);
-    let gate = Gate::before(&server, Way::Open);
-    browser.open(&gate.url());
-    browser.until("ticker.state === 'live' && ticker.points.length > 5");
-    let before = browser.points().len();
-
-    gate.turn(Way::Shut);
-    browser.until("ticker.state === 'reconnecting'");
-    // Once when the browser reconnects, and once when the page does.
-    eventually("the page tries again after the browser has given up", || gate.refused() >= 2);
-    gate.turn(Way::Open);
-    browser.until(&format!("ticker.state === 'live' && ticker.points.length > {}", before + 20));
-    source.say(Say::Nothing);
-    browser.until("ticker.state === 'stale'");
-    assert_eq!(browser.points(), history(&server, 400));
-    browser.assert_only_network_complaints();
-}
-
 #[test]
 fn twelve_tabs_share_the_connections_of_a_browser() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+    let Some(browser) = Browser::start() else { return };
     let source = Source::start();
     let server = Server::start(&source, &["--interval", "500ms"]);
-    let tabs: Vec<String> = (0..12)
-        .map(|i| {
-            let tab = if i == 0 { browser.tab() } else { browser.new_tab() };
-            browser.devtools("Network.setCacheDisabled", json!({"cacheDisabled": true}));
-            browser.open(&server.url("/"));
-            tab
-        })
-        .collect();
+    let open = |_| {
+        let tab = browser.new_tab();
+        browser.devtools("Network.setCacheDisabled", json!({"cacheDisabled": true}));
+        browser.open(&server.url("/"));
+        tab
+    };
+    let tabs: Vec<String> = (0..12).map(open).collect();
     for tab in &tabs {
         browser.show(tab);
         let shown = Instant::now();
         let price = source.last_price();
         browser.until(&format!("ticker.state === 'live' && ticker.points.at(-1).price >= {price}"));
         assert!(shown.elapsed() < Duration::from_secs(2), "{:?}", shown.elapsed());
-        browser.eval("void fetch('price').then((answer) => window.priceStatus = answer.status)");
-        browser.until("window.priceStatus === 200");
+        assert_eq!(browser.run("fetch('price').then((answer) => done(answer.status))"), 200);
         browser.assert_no_complaints();
     }
-    // The tab that was shown last has a live title in the background too, and the others say that theirs is
-    // not. When it is closed, another one takes over.
+    // The tab shown last keeps a live title in the background, and the others say that theirs is not. When it
+    // is closed, another one takes over.
     browser.show(&browser.new_tab());
     let live = || {
         let titles = browser.titles(&server.url("/"));
@@ -955,20 +885,17 @@ fn twelve_tabs_share_the_connections_of_a_browser() {
 
 #[test]
 fn firefox_shows_the_price_in_any_number_of_tabs() {
-    let Some(mut firefox) = Firefox::start() else {
-        return;
-    };
+    let Some(mut firefox) = Firefox::start() else { return };
     let source = Source::start();
     let server = Server::start(&source, &["--interval", "500ms"]);
-    let tabs: Vec<String> = (0..8)
-        .map(|_| {
-            let tab = firefox.new_tab();
-            firefox.switch_to(&tab, true);
-            firefox.command("Navigate", json!({"url": server.url("/")}));
-            firefox.until("ticker.state === 'live'");
-            tab
-        })
-        .collect();
+    let open = |_| {
+        let tab = firefox.command("NewWindow", json!({"type": "tab"}))["handle"].take();
+        firefox.switch_to(&tab, true);
+        firefox.command("Navigate", json!({"url": server.url("/")}));
+        firefox.until("ticker.state === 'live'");
+        tab
+    };
+    let tabs: Vec<Value> = (0..8).map(open).collect();
     for tab in &tabs[..7] {
         firefox.switch_to(tab, false);
         firefox.until("document.hidden && document.title.endsWith('BTC/USD (paused)')");
@@ -985,11 +912,9 @@ fn firefox_shows_the_price_in_any_number_of_tabs() {
 
 #[test]
 fn a_backlog_on_a_slow_line_is_not_taken_for_the_present() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+    let Some(browser) = Browser::start() else { return };
     let source = Source::start();
-    source.say(Say::Body(r#"{"price":97123.45}"#.into()));
+    source.say(body("97123.45"));
     let server = Server::start(&source, &["--interval", "60s"]);
     eventually("there is a price", || server.get("/price").status == 200);
     let newest = server.get("/price").json()["timestamp"].as_u64().unwrap();
@@ -1003,41 +928,38 @@ fn a_backlog_on_a_slow_line_is_not_taken_for_the_present() {
     stream.updates(&updates[..30]);
     browser.until("ticker.points.length === 30");
     browser.until_says("#state-word", "Loading");
-    browser.until("/^Price of .*; newer ones are loading$/.test(document.querySelector('#updated').textContent)");
+    browser.until_matches("#updated", "^Price as of .*; newer ones are loading$");
     // The price is current, although the chart is not.
     browser.until_says("#price-shown", "$97,123.45");
+    browser.until_matches("#updated", "^Price as of .*; the chart is loading$");
     browser.screenshot("catching-up");
-    browser.until("/^Price of .*; the chart is loading$/.test(document.querySelector('#updated').textContent)");
-    assert_eq!(browser.eval("document.querySelector('#holes').hidden"), true);
+    assert!(!browser.is_visible("#holes"));
     stream.updates(&updates[30..]);
     browser.until("ticker.points.length === 60");
     assert_eq!(browser.eval("ticker.state"), "catching-up");
     stream.updates(&[(newest, 97123.45)]);
     browser.until("ticker.state === 'live'");
     // As old as the server says, and a few seconds more.
-    browser.until("/, (7|8|9|1\\d) s ago$/.test(document.querySelector('#updated').textContent)");
+    browser.until_matches("#updated", r", (7|8|9|1\d) s ago$");
     browser.assert_no_complaints();
 }
 
 #[test]
 fn the_clock_of_the_device_changes_nothing() {
     const HOUR: i64 = 3_600_000;
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+    let Some(browser) = Browser::start() else { return };
     let (_server, gate) = scripted();
     let updates = minutes(60);
     for wrong in [HOUR, -HOUR] {
         browser.open("about:blank");
-        let script = browser
-            .devtools("Page.addScriptToEvaluateOnNewDocument", json!({"source": set_clock(wrong)}));
+        let script = browser.prepare(&set_clock(wrong));
         browser.open(&gate.url());
         let stream = gate.stream();
         stream.live(&updates);
         browser.until("ticker.state === 'live' && ticker.points.length === 61");
-        browser.until("/, \\d s ago$/.test(document.querySelector('#updated').textContent)");
-        browser.until("document.querySelector('#announcement').textContent.startsWith('Live, ')");
-        assert_eq!(browser.eval("document.querySelector('#holes').hidden"), true);
+        browser.until_matches("#updated", r", \d s ago$");
+        browser.until_matches("#announcement", "^Live, ");
+        assert!(!browser.is_visible("#holes"));
         // The clock is set: the page opens a new stream, in case the device slept, and changes no word.
         browser.eval("void (window.said = [], new MutationObserver(() => {
             said.push(document.querySelector('#state').textContent, document.querySelector('#announcement').textContent);
@@ -1047,7 +969,7 @@ fn the_clock_of_the_device_changes_nothing() {
         assert_eq!(stream.since(), updates[60].0.to_string());
         stream.open();
         stream.status(Some(updates[60].0), updates[60].0 + 20_000);
-        browser.until("/, 2\\d s ago$/.test(document.querySelector('#updated').textContent)");
+        browser.until_matches("#updated", r", 2\d s ago$");
         assert_eq!(browser.eval("[...new Set(said)].length"), 2, "{}", browser.eval("said"));
         assert_eq!(browser.points().len(), 61);
         browser.devtools("Page.removeScriptToEvaluateOnNewDocument", script);
@@ -1066,56 +988,45 @@ fn set_clock(wrong: i64) -> String {
 }
 
 #[test]
-fn a_connection_that_died_silently_is_opened_anew() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+fn a_silent_stream_is_replaced_by_another_one_and_then_by_the_price() {
+    let Some(browser) = Browser::start() else { return };
     let source = Source::start();
+    source.say(body("97123.45"));
     let server = Server::start(&source, &[]);
     let gate = Gate::before(&server, Way::Scripted);
+    browser.hasten();
     browser.open(&gate.url());
+    // A connection dies without notice.
     let dead = gate.stream();
-    let updates = [(1_000_000, 1.0), (1_000_100, 2.0)];
-    dead.live(&updates);
+    dead.live(&[(1_000_000, 1.0), (1_000_100, 2.0)]);
     browser.until("ticker.state === 'live'");
     let stream = gate.stream();
     assert_eq!(stream.since(), "1000100");
     browser.until("ticker.state === 'reconnecting'");
-    stream.open();
-    stream.status(Some(1_000_200), 1_000_200);
-    stream.updates(&[(1_000_200, 3.0)]);
+    stream.live(&[(1_000_200, 3.0)]);
     browser.until("ticker.state === 'live' && ticker.points.length === 3");
-    browser.assert_no_complaints();
-}
 
-#[test]
-fn a_stream_that_a_proxy_holds_back_is_replaced_by_the_price() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let source = Source::start();
-    source.say(Say::Body(r#"{"price":97123.45}"#.into()));
-    let server = Server::start(&source, &[]);
-    let gate = Gate::before(&server, Way::Scripted);
-    browser.open(&gate.url());
-    // The first attempt receives nothing at all, the second one only a head.
+    // A proxy holds the stream back: the first attempt receives nothing, the second one only a head.
     let _silent = gate.stream();
     let headed = gate.stream();
     headed.open();
     browser.until("ticker.state === 'held-back'");
     browser.until_says("#price-shown", "$97,123.45");
     browser.until("document.title === '$97,123.45 BTC/USD (not live)'");
-    browser.until("/^Blocked by a proxy or virus scanner\\? Price of \\d.*M$/.test(document.querySelector('#updated').textContent)");
-    source.say(Say::Body(r#"{"price":98000}"#.into()));
+    browser.until_matches("#updated", r"^Blocked by a proxy or virus scanner\? Price as of \d.*M$");
+    source.say(body("98000"));
     browser.until_says("#price-shown", "$98,000.00");
-    for (screen, width, height, density) in [("phone", 320, 568, 2), ("landscape", 740, 375, 2)] {
-        browser.resize(width, height, density);
+    for (name, screen) in [("phone", (320, 568, 2)), ("landscape", LANDSCAPE)] {
+        browser.resize(screen);
         // The sentence is visible in full.
         let cut = browser.eval("(({ scrollHeight, clientHeight }) => scrollHeight - clientHeight)(document.querySelector('#updated'))");
-        assert_eq!(cut, 0, "{screen}");
-        browser.screenshot(&format!("held-back-{screen}"));
+        assert_eq!(cut, 0, "{name}");
+        assert_eq!(browser.eval("document.documentElement.scrollWidth"), screen.0);
+        browser.screenshot(&format!("held-back-{name}"));
     }
     // Without an answer from /price it is not the proxy.
+    let third = gate.stream();
+    third.open();
     gate.turn(Way::Shut);
     browser.until("ticker.state === 'reconnecting'");
     gate.turn(Way::Open);
@@ -1125,9 +1036,7 @@ fn a_stream_that_a_proxy_holds_back_is_replaced_by_the_price() {
 
 #[test]
 fn a_server_with_another_history_starts_the_page_over() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+    let Some(browser) = Browser::start() else { return };
     let (_server, gate) = scripted();
     browser.open(&gate.url());
     browser.eval("window.sameDocument = true");
@@ -1135,12 +1044,11 @@ fn a_server_with_another_history_starts_the_page_over() {
     let newest = held[10].0;
     let ago = |minutes: u64| newest - minutes * 60_000;
     let expect = |updates: &[(u64, f64)]| {
-        let expected: Vec<u64> = updates.iter().map(|update| update.0).collect();
-        browser.until(&format!(
-            "ticker.state === 'live' && ticker.points.length === {}",
-            expected.len()
-        ));
-        assert_eq!(timestamps(&browser), expected);
+        let length = updates.len();
+        browser.until(&format!("ticker.state === 'live' && ticker.points.length === {length}"));
+        let points = browser.points();
+        let held: Vec<_> = points.iter().map(|point| (point.timestamp, point.price)).collect();
+        assert_eq!(held, updates);
     };
     let stream = gate.stream();
     stream.live(&held);
@@ -1154,6 +1062,7 @@ fn a_server_with_another_history_starts_the_page_over() {
     stream.status(None, ago(2));
     stream.gap(newest, None);
     browser.until("ticker.state === 'waiting'");
+    browser.until_matches("#updated", r"^Last price at \d");
     let after = [(ago(2) + 30_000, 600.0), (ago(1) + 30_000, 601.0)];
     stream.updates(&after[..1]);
     let stream = gate.stream();
@@ -1173,7 +1082,7 @@ fn a_server_with_another_history_starts_the_page_over() {
     stream.live(&after);
     expect(&after);
 
-    // A gap before what is newer is a break and nothing else.
+    // A gap before newer updates is a break and nothing else.
     drop(stream);
     let stream = gate.stream();
     let more = (ago(4998), 702.0);
@@ -1183,25 +1092,24 @@ fn a_server_with_another_history_starts_the_page_over() {
     stream.updates(&[more]);
     expect(&[after[0], after[1], more]);
     assert!(browser.points()[2].broken);
-    // What the page holds already changes nothing.
-    stream.updates(&[after[1], more, (ago(4997), 703.0)]);
-    browser.until("ticker.points.length === 4");
+    // An update that the page holds already changes nothing.
+    let last = (ago(4997), 703.0);
+    stream.updates(&[after[1], more, last]);
+    expect(&[after[0], after[1], more, last]);
+    // Days later the page forgets them all, and the break before the new one with them.
+    stream.updates(&[held[10]]);
+    expect(&held[10..]);
+    assert!(!browser.points()[0].broken);
     assert_eq!(browser.eval("window.sameDocument"), true);
     browser.assert_no_complaints();
 }
 
 #[test]
 fn arabic_times_and_numbers_do_not_reorder_the_words() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let (_server, gate) = scripted();
+    let Some(browser) = Browser::start() else { return };
     browser.speak("ar-EG");
-    browser.open(&gate.url());
-    let stream = gate.stream();
-    stream.live(&minutes(20));
-    browser.until("ticker.state === 'live'");
-    browser.until("document.querySelector('#change-since').textContent.includes('ص') || document.querySelector('#change-since').textContent.includes('م')");
+    let _world = open_chart(&browser);
+    browser.until_matches("#change-since", "[صم]"); // AM or PM
     // Each part begins where the one before it ends.
     for line in ["#change-amount", "#change-since", "#updated"] {
         let lefts = browser.eval(&format!(
@@ -1214,121 +1122,66 @@ fn arabic_times_and_numbers_do_not_reorder_the_words() {
         let lefts: Vec<f64> = serde_json::from_value(lefts).unwrap();
         assert!(lefts.len() > 1 && lefts.is_sorted(), "{line}: {lefts:?}");
     }
-    for (screen, width, height, density) in [("desktop", 1280, 800, 1), ("phone", 375, 667, 2)] {
-        browser.resize(width, height, density);
+    for (name, screen) in [("desktop", DESKTOP), ("phone", PHONE)] {
+        browser.resize(screen);
         assert_axis_is_clear(&browser);
-        browser.screenshot(&format!("arabic-{screen}"));
+        browser.screenshot(&format!("arabic-{name}"));
     }
     browser.assert_no_complaints();
 }
 
 #[test]
 fn the_chart_is_printed_for_the_paper() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let (_server, gate) = scripted();
-    browser.resize(1280, 800, 1);
+    let Some(browser) = Browser::start() else { return };
+    browser.resize(DESKTOP);
     browser.dress("dark", false);
-    browser.open(&gate.url());
-    let stream = gate.stream();
-    stream.live(&minutes(20));
-    browser.until("ticker.state === 'live'");
+    let _world = open_chart(&browser);
     browser.eval(
         "void addEventListener('beforeprint', () => {
-        const canvas = document.querySelector('canvas');
-        const { width, height } = canvas.getBoundingClientRect();
-        window.printed = {
-            stretched: canvas.width / canvas.height / (width / height),
-            paper: getComputedStyle(canvas).getPropertyValue('--paper'),
-            line: getComputedStyle(canvas).getPropertyValue('--line'),
-        };
-    })",
+            const canvas = document.querySelector('canvas');
+            const { width, height } = canvas.getBoundingClientRect();
+            const style = getComputedStyle(canvas);
+            window.printed = {
+                stretched: canvas.width / canvas.height / (width / height),
+                colours: [style.getPropertyValue('--paper'), style.getPropertyValue('--line')],
+            };
+        })",
     );
-    let pdf = browser.post("/print", json!({}));
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page.pdf");
-    std::fs::write(path, from_base64(pdf.as_str().unwrap())).unwrap();
+    save("page.pdf", &browser.post("/print", json!({})));
     let stretched = browser.eval("printed.stretched").as_f64().unwrap();
     assert!((stretched - 1.0).abs() < 0.01, "{stretched}");
-    assert_eq!(browser.eval("printed.paper"), "#ffffff");
-    assert_eq!(browser.eval("printed.line"), "#a8500a");
+    assert_eq!(browser.eval("printed.colours"), json!(["#ffffff", "#a8500a"]));
     // Afterwards the screen is as before.
-    browser.until(
-        "document.querySelector('canvas').width === document.querySelector('#chart').clientWidth",
-    );
-    assert_eq!(
-        browser.eval("getComputedStyle(document.body).getPropertyValue('--paper')"),
-        "#151412"
-    );
+    browser.until_fitted();
+    assert_eq!(browser.style("body", "--paper"), "#151412");
     browser.assert_no_complaints();
 }
 
 #[test]
-fn a_screen_reader_reads_the_price_in_one_piece() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let source = Source::start();
-    source.say(Say::Body(r#"{"price":97077.68}"#.into()));
-    let server = Server::start(&source, &[]);
-    browser.open(&server.url("/"));
-    browser.until_says("#price-shown", "$97,077.68");
-    let section = browser
-        .devtools("Runtime.evaluate", json!({"expression": "document.querySelector('#price')"}));
-    let nodes = browser.devtools(
-        "Accessibility.queryAXTree",
-        json!({"objectId": section["result"]["objectId"], "role": "StaticText"}),
-    );
-    let texts: Vec<&str> = nodes["nodes"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|node| node["ignored"] == false)
-        .map(|node| node["name"]["value"].as_str().unwrap())
-        .collect();
-    assert_eq!(texts, ["$97,077.68"]);
-}
-
-#[test]
 fn without_javascript_the_page_says_so_and_nothing_else() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+    let Some(browser) = Browser::start() else { return };
     let source = Source::start();
     let server = Server::start(&source, &[]);
     browser.devtools("Emulation.setScriptExecutionDisabled", json!({"value": true}));
     browser.open(&server.url("/"));
     browser.screenshot("no-script");
-    let value = |expression: &str| {
-        let result = browser
-            .devtools("Runtime.evaluate", json!({"expression": expression, "returnByValue": true}));
-        result["result"]["value"].clone()
-    };
-    assert_eq!(value("document.querySelector('noscript p').checkVisibility()"), true);
-    let seen = value("document.body.innerText");
-    let seen = seen.as_str().unwrap();
-    assert!(seen.starts_with("This page needs JavaScript."), "{seen}");
-    for word in ["Connecting", "price yet", "chart begins"] {
-        assert!(!seen.contains(word), "{seen}");
-    }
+    let expression = json!({"expression": "document.body.innerText.split(/\\s*\\n\\s*/)", "returnByValue": true});
+    let seen = browser.devtools("Runtime.evaluate", expression)["result"]["value"].take();
+    let message = "This page needs JavaScript. The latest price is at /price.";
+    assert_eq!(seen[0], message, "{seen}");
+    assert_eq!(seen[1], "BTC/USD one bitcoin in US dollars", "{seen}");
+    assert_eq!(seen[2], "Source: custom source. Times are local.", "{seen}");
 }
 
 #[test]
-fn keys_walk_through_the_chart() {
+fn keys_walk_through_the_chart_and_a_screen_reader_reads_the_price_in_one_piece() {
     const TAB: &str = "\u{e004}";
     const ENTER: &str = "\u{e007}";
     const LEFT: &str = "\u{e012}";
     const ESCAPE: &str = "\u{e00c}";
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let (_server, gate) = scripted();
-    browser.open(&gate.url());
-    let stream = gate.stream();
-    stream.live(&minutes(20));
-    browser.until("ticker.state === 'live'");
-
-    assert_eq!(offered(&browser), ["5 min", "15 min", "All"]);
+    let Some(browser) = Browser::start() else { return };
+    let _world = open_chart(&browser);
+    assert_eq!(offered(&browser), json!(["5 min", "15 min", "All"]));
     assert_axis_is_clear(&browser);
     browser.press(&[TAB, ENTER]);
     browser.until("document.querySelector('[data-minutes=\"5\"]').ariaPressed === 'true'");
@@ -1336,53 +1189,51 @@ fn keys_walk_through_the_chart() {
     browser.press(&[TAB, TAB, TAB]);
     assert_eq!(browser.eval("document.activeElement.id"), "chart");
     browser.press(&[LEFT, LEFT]);
-    browser.until("!document.querySelector('#reading').hidden");
-    browser.until("document.querySelector('#reading-price').textContent === `$${ticker.points.at(-3).price.toFixed(2)}`");
-    browser.until("document.activeElement.ariaValueText.startsWith(`$${ticker.points.at(-3).price.toFixed(2)}, `)");
+    browser.until_says("#reading-price", "$518.00");
+    assert!(browser.is_visible("#reading"));
+    browser.until("document.activeElement.ariaValueText.startsWith('$518.00, ')");
     browser.press(&[ESCAPE]);
     browser.until("document.querySelector('#reading').hidden");
+
+    let price = json!({"expression": "document.querySelector('#price')"});
+    let price = browser.devtools("Runtime.evaluate", price)["result"]["objectId"].take();
+    let texts = json!({"objectId": price, "role": "StaticText"});
+    let texts = browser.devtools("Accessibility.queryAXTree", texts)["nodes"].take();
+    let spoken = texts.as_array().unwrap().iter().filter(|node| node["ignored"] == false);
+    let spoken: Vec<&Value> = spoken.map(|node| &node["name"]["value"]).collect();
+    assert_eq!(spoken, ["$520.00"]);
     browser.assert_no_complaints();
 }
 
 #[test]
 fn simulated_prices_say_so_on_every_screen() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let mut command = Server::command();
-    let server = Server::run(command.args([
-        "--listen",
-        "127.0.0.1:0",
-        "--source",
-        "demo",
-        "--interval",
-        "50ms",
-    ]));
+    let Some(browser) = Browser::start() else { return };
+    let server = demo("50ms");
     browser.open(&server.url("/"));
-    browser.until("ticker.points.length > 100");
+    browser.until("ticker.points.length > 40");
     browser.until("document.title.startsWith('Simulated: $')");
 
     // A low chart has room for one label beside the tag of the latest price.
-    for (screen, width, height, density, least) in
-        [("desktop", 1280, 800, 1, 2), ("phone", 375, 667, 2, 2), ("landscape", 740, 375, 2, 1)]
+    for (name, screen, least) in
+        [("desktop", DESKTOP, 2), ("phone", PHONE, 2), ("landscape", LANDSCAPE, 1)]
     {
-        browser.resize(width, height, density);
+        browser.resize(screen);
         for theme in ["light", "dark"] {
             browser.dress(theme, false);
-            browser.until(&format!("document.querySelector('canvas').width === {density} * document.querySelector('#chart').clientWidth"));
+            browser.until_fitted();
             // Nothing extends beyond the edge.
-            assert_eq!(browser.eval("document.documentElement.scrollWidth"), width);
-            assert!(browser.has_banner());
+            assert_eq!(browser.eval("document.documentElement.scrollWidth"), screen.0);
+            assert!(browser.is_visible(".simulated"));
             // The next frame has the colours of the theme.
-            eventually(&format!("{screen}, {theme}"), || is_drawn(&browser));
+            eventually(&format!("{name}, {theme}"), || is_drawn(&browser));
             let labels = browser.eval("ticker.axis.prices.length");
-            assert!(labels.as_u64().unwrap() >= least, "{screen}: {labels}");
+            assert!(labels.as_u64().unwrap() >= least, "{name}: {labels}");
             assert_axis_is_clear(&browser);
-            browser.screenshot(&format!("{screen}-{theme}"));
+            browser.screenshot(&format!("{name}-{theme}"));
         }
         let bottom =
             browser.eval("document.querySelector('#chart').getBoundingClientRect().bottom");
-        assert!(bottom.as_f64().unwrap() < height.into(), "{screen}: {bottom} is below the fold");
+        assert!(bottom.as_f64().unwrap() < screen.1.into(), "{name}: {bottom} is below the fold");
     }
     browser.assert_no_complaints();
 }
@@ -1396,52 +1247,42 @@ fn the_page_breaks_no_rule_of_accessibility() {
             "accessibility was not tested: npm install --prefix target/clients/node axe-core",
         );
     };
-    let Some(browser) = Browser::start() else {
-        return;
-    };
-    let (_server, real) = scripted();
-    let mut command = Server::command();
-    command.args(["--listen", "127.0.0.1:0", "--source", "demo", "--interval", "100ms"]);
-    let demo = Server::run(&mut command);
-    for url in [real.url(), demo.url("/")] {
-        browser.open(&url);
-        let stream = (url == real.url()).then(|| real.stream());
-        if let Some(stream) = &stream {
-            stream.live(&minutes(20)); // some time to choose from
-        }
-        browser.until("ticker.state === 'live' && ticker.points.length > 5");
+    let Some(browser) = Browser::start() else { return };
+    let check = || {
         browser.post("/execute/sync", json!({"script": axe, "args": []}));
         for (theme, forced) in [("light", false), ("dark", false), ("light", true), ("dark", true)]
         {
             browser.dress(theme, forced);
-            let script = "const done = arguments[0];
-                const nodes = ({ id, impact, nodes }) => nodes.map(({ html }) => [id, impact, html]);
-                axe.run().then(({ violations }) => done(violations.flatMap(nodes)), (error) => done(`${error}`));";
-            let found = browser.post("/execute/async", json!({"script": script, "args": []}));
+            let found = browser.run(
+                "const nodes = ({ id, impact, nodes }) => nodes.map(({ html }) => [id, impact, html]);
+                axe.run().then(({ violations }) => done(violations.flatMap(nodes)), (error) => done(`${error}`));",
+            );
             assert_eq!(found, json!([]), "{theme}, forced colours: {forced}");
-            // The fill of the dot is visible.
+            // The fill of the dot is visible, and so is the choice of the time.
             let dot =
                 "getComputedStyle(document.querySelector('#state'), '::before').backgroundColor";
-            assert_ne!(
-                browser.eval(dot),
-                browser.eval("getComputedStyle(document.body).backgroundColor")
-            );
-            // So is the choice of the time.
-            let zoom = |pressed| {
-                format!(
-                    "getComputedStyle(document.querySelector('[aria-pressed={pressed}]')).backgroundColor"
-                )
-            };
-            assert_ne!(browser.eval(&zoom(true)), browser.eval(&zoom(false)));
-            let theme = "[...document.querySelectorAll('[name=theme-color]')].find(({ media }) => matchMedia(media).matches).content";
+            assert_ne!(browser.eval(dot), browser.style("body", "background-color"));
+            let zoom =
+                |pressed| browser.style(&format!("[aria-pressed={pressed}]"), "background-color");
+            assert_ne!(zoom(true), zoom(false));
             if !forced {
-                let paper = "getComputedStyle(document.body).getPropertyValue('--paper')";
-                assert_eq!(browser.eval(theme), browser.eval(paper));
+                let theme = "[...document.querySelectorAll('[name=theme-color]')].find(({ media }) => matchMedia(media).matches).content";
+                assert_eq!(browser.eval(theme), browser.style("body", "--paper"));
             }
         }
-    }
-    browser.eval("void Object.assign(window.icon = new Image(), { src: document.querySelector('[rel=apple-touch-icon]').href })");
-    browser.until("icon.naturalWidth === 180 && icon.naturalHeight === 180");
+    };
+    let _world = open_chart(&browser);
+    check();
+    let demo = demo("100ms");
+    browser.open(&demo.url("/"));
+    browser.until("ticker.state === 'live' && ticker.points.length > 5");
+    check();
+    let size = browser.run(
+        "const icon = new Image();
+        icon.onload = () => done([icon.naturalWidth, icon.naturalHeight]);
+        icon.src = document.querySelector('[rel=apple-touch-icon]').href;",
+    );
+    assert_eq!(size, json!([180, 180]));
     browser.assert_no_complaints();
 }
 
@@ -1449,35 +1290,32 @@ fn the_page_breaks_no_rule_of_accessibility() {
 /// `pngquant --force --ext .png 64 static/page.png` has reduced it.
 #[test]
 fn the_readme_has_a_picture_of_the_page() {
-    const PRICE: f64 = 97_000.0; // where the demo begins
     let picture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("static/page.png");
     if std::env::var_os("UPDATE_PICTURE").is_some()
         && let Some(browser) = Browser::start()
     {
         // An hour of simulated prices, from the last back to the first.
         let now = unix_millis();
-        let mut price = PRICE;
-        let mut updates: Vec<(u64, f64)> = (0..715_u64)
-            .map(|step| {
-                let wave = (step as f64 / 90.0).sin() * 9.0 + (step as f64 / 7.0).sin() * 4.0;
-                price += wave + (step * 7919 % 31) as f64 - 15.0;
-                (now - 5_000 * step, (price * 100.0).round() / 100.0)
-            })
-            .collect();
-        updates.reverse();
-        let mut command = Server::command();
-        let server = Server::run(command.args(["--listen", "127.0.0.1:0", "--source", "demo"]));
+        let mut price = 97_000.0; // with which the demo begins
+        let mut updates = Vec::new();
+        for step in 0..715_u64 {
+            let wave = (step as f64 / 90.0).sin() * 9.0 + (step as f64 / 7.0).sin() * 4.0;
+            price += wave + (step * 7919 % 31) as f64 - 15.0;
+            updates.insert(0, (now - 5_000 * step, (price * 100.0).round() / 100.0));
+        }
+        let server = demo("5s");
         let gate = Gate::before(&server, Way::Scripted);
-        browser.resize(960, 600, 1);
+        browser.resize((960, 600, 1));
         browser.open(&gate.url());
-        let mut stream = gate.stream();
-        stream.simulated = true;
-        stream.live(&updates);
+        let stream = gate.stream();
+        stream.open();
+        let status =
+            json!({"simulated": true, "stale": false, "reason": null, "latest": now, "now": now});
+        stream.send(&format!("event: status\ndata: {status}\n\n"));
+        stream.updates(&updates);
         browser.until("ticker.state === 'live'");
-        browser.until("document.querySelector('canvas').width === document.querySelector('#chart').clientWidth");
-        browser.screenshot("picture");
-        let made = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page-picture.png");
-        std::fs::copy(made, &picture).unwrap();
+        browser.until_fitted();
+        std::fs::copy(browser.screenshot("picture"), &picture).unwrap();
     }
     let bytes = std::fs::read(&picture).unwrap();
     assert!(bytes.starts_with(b"\x89PNG"));
@@ -1486,18 +1324,17 @@ fn the_readme_has_a_picture_of_the_page() {
 
 #[test]
 fn the_snippet_of_the_readme_works_on_a_page_of_another_origin() {
-    let Some(browser) = Browser::start() else {
-        return;
-    };
+    let Some(browser) = Browser::start() else { return };
     let source = Source::start();
     let server = Server::start(&source, &["--max-clients", "1"]);
-    let address = server.address.to_string();
+    let gate = Gate::before(&server, Way::Open);
     // The service is full when the page is opened; later there is room.
-    let somebody = server.stream("/stream");
+    let other = server.stream("/stream");
     let readme = include_str!("../README.md").split("```html\n").nth(1).unwrap();
-    let snippet = readme.split("```").next().unwrap().replace("localhost:8080", &address);
+    let snippet = readme.split("```").next().unwrap();
     let page = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("snippet.html");
-    std::fs::write(&page, snippet).unwrap();
+    std::fs::write(&page, snippet.replace("localhost:8080", &gate.address.to_string())).unwrap();
+    browser.hasten();
     browser.open(&format!("file://{}", page.display()));
     let shows = |price: u64| {
         let at_least = "Number(document.querySelector('#price').textContent.split('$')[1])";
@@ -1506,18 +1343,16 @@ fn the_snippet_of_the_readme_works_on_a_page_of_another_origin() {
     let refused = || server.metric("btc_ticker_clients_refused_total");
     eventually("the page is turned away", || refused() >= 2.0);
     assert_eq!(browser.eval("document.querySelector('#price').textContent"), "");
-    drop(somebody);
+    drop(other);
     shows(5);
-    let two_digits = "/^\\$\\d+\\.\\d\\d$/.test(document.querySelector('#price').textContent)";
-    assert_eq!(browser.eval(two_digits), true);
+    browser.until_matches("#price", r"^\$\d+\.\d\d$");
     server.stop(Signal::SIGKILL);
-    let server = Server::start_at(&address, &source, &[]);
+    let server = Server::start(&source, &[]);
+    gate.lead_to(&server);
     shows(source.last_price() + 1);
     // A page that streams with `fetch` sends a preflight request first.
     let options = "{ headers: { 'Last-Event-ID': '5', 'Cache-Control': 'no-store' } }";
     let url = server.url("/stream");
-    browser.eval(&format!(
-        "void fetch('{url}', {options}).then((answer) => window.status = answer.status)"
-    ));
-    browser.until("window.status == 200");
+    let fetch = format!("fetch('{url}', {options}).then((answer) => done(answer.status))");
+    assert_eq!(browser.run(&fetch), 200);
 }

@@ -10,7 +10,7 @@ pub struct Update {
     pub price: f64,
 }
 
-/// Whether prices are current. Every stream begins with it, and it is sent again when it changes.
+/// Whether prices are current. Every stream begins with a status, and receives another when `stale` changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Status {
     pub simulated: bool,
@@ -60,8 +60,8 @@ impl Gap {
 }
 
 impl Status {
-    /// Encodes the status as an event and appends it to `wire`. Like all events but updates it has no id: a browser would later resume
-    /// from that id and miss updates.
+    /// Encodes the status as an event and appends it to `wire`. Like all events but updates it has no id:
+    /// a browser would later resume from that id and miss updates.
     pub fn encode(&self, wire: &mut Vec<u8>) {
         wire.extend_from_slice(b"event: status\ndata: ");
         serde_json::to_writer(&mut *wire, self).expect(ALWAYS_JSON);

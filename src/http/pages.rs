@@ -1,10 +1,10 @@
-//! The web page: the files of `static/`, compiled in. Built once at start-up; each request gets a copy.
+//! The web page: the files of `static/`, compiled in. Built once at start-up; each request receives a copy.
 
 use std::time::Duration;
 
 use super::response::Response;
 
-/// Short: browsers see a new version within a minute.
+/// Browsers pick up a new version within a minute.
 const CACHE: &str = "public, max-age=60";
 /// Nothing from another host, nothing inline.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
@@ -12,8 +12,8 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     frame-ancestors 'none'";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// Returns each file with its path. `index.html` is told the source, whether its prices are simulated, and
-/// the interval.
+/// Returns each file with its path. The source, whether its prices are simulated, and the interval are
+/// written into `index.html`.
 pub fn load(source: &str, simulated: bool, interval: Duration) -> Vec<(&'static str, Response)> {
     let index = include_str!("../../static/index.html")
         .replace("{{source}}", source)
