@@ -9,7 +9,8 @@
 const KEEP_FOR = 24 * 3_600_000;
 const KEEP_AT_MOST = 20_000;
 
-// { timestamp, price, missed, broken }: a `gap` came before it; updates before it are missing
+// { timestamp, price, missed, broken }. `missed`: a gap event came before it; `broken`: updates before
+// it are missing.
 export const points = [];
 export let source;
 export let simulated;

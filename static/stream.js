@@ -10,7 +10,7 @@ import * as state from "./state.js";
 const SILENT_AFTER = 5000; // without a status, with which every stream begins
 const HELD_BACK_AFTER = 2; // silent attempts
 const LONGEST_WAIT = 30_000;
-const LONGEST_RETRY = 5000; // the server's `retry`, after which the browser reconnects, is at most this
+const LONGEST_RETRY = 5000; // the longest `retry` of the server: how long a browser waits to reconnect
 
 const tabs = new BroadcastChannel("btc-ticker");
 let stream = null; // null while paused
@@ -124,8 +124,8 @@ function patience() {
   return state.state() === "stale" ? 60_000 : state.hole + 5000;
 }
 
-// While a device sleeps, performance.now() may stop, so the clock is ahead of it afterwards. It also
-// is when the clock has been set: then the page reconnects needlessly, which the user does not see.
+// While a device sleeps, performance.now() may stop, and the device's clock does not. They also
+// diverge when the clock is set: then the page reconnects needlessly, which the user does not see.
 function hasSlept() {
   const before = sleepClock;
   sleepClock = Date.now() - performance.now();

@@ -3,6 +3,7 @@
 // Each test file is a separate crate and uses a different part of this module.
 #![allow(dead_code)]
 
+pub mod browser;
 pub mod redis;
 
 use std::io::{BufRead, BufReader, Write};
