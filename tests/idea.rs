@@ -1,4 +1,4 @@
-//! The idea, in about 60 lines: publish/subscribe in which a slow subscriber loses its channel, and no
+//! The idea, in 67 lines: publish/subscribe in which a slow subscriber loses its channel, and no
 //! update.
 //!
 //! One publisher, one janitor and any number of subscribers, each on a thread of its own. They share a
@@ -65,6 +65,7 @@ impl Feed {
         Some((backlog, live))
     }
 
+    /// Evicts what has expired. A subscriber further behind than that misses it, which the production form reports.
     fn expire(&self, retention: Duration) {
         let mut state = self.state.lock();
         let expired = state.history.partition_point(|it| it.published.elapsed() >= retention);
@@ -79,8 +80,9 @@ impl Feed {
     }
 }
 
-/// A subscriber's thread: the backlog, then live updates. When its channel ends it fell behind, and
-/// subscribes again from its last update. Production form: `Stream::stream` in `src/http/stream.rs`.
+/// A subscriber's thread: the backlog, then live updates. The iterator over `live` ends when the sender is
+/// dropped, but only after the updates in the channel have been received. Then it subscribes again from its
+/// last update. Production form: `Stream::stream` in `src/http/stream.rs`.
 fn follow(feed: &Feed, mut last: u64, client: &Sender<Update>) {
     while let Some((backlog, live)) = feed.subscribe(last) {
         for update in backlog.into_iter().chain(live) {
@@ -148,7 +150,8 @@ mod tests {
 
     #[test]
     fn every_update_comes_exactly_once_whenever_a_subscriber_joins() {
-        // The seam is narrow: a fault there shows in about every second race.
+        // The race is between taking the backlog and registering the channel; a fault there shows in about
+        // every second run.
         for _ in 0..20 {
             race();
         }

@@ -1,7 +1,8 @@
 //! The service, in about 200 lines: `tests/idea.rs` behind HTTP. `tiny_http` parses requests, and each
-//! request gets a thread. Keeps the promises of the API that concern updates (`tests/minimal.rs`), and none that
-//! concern hostile clients or a full machine; the README lists what happens then. It is also the peer
-//! `naive` of the benchmark. Its options are a few of the program's:
+//! request gets a thread. Implements `/stream` and `/price`, with `since` in milliseconds only (tested by
+//! `tests/minimal.rs`), and has no defence against hostile clients or a full machine; the README lists what
+//! happens then. It is also the peer `naive` of the benchmark. Options: `--listen`, `--source`,
+//! `--source-url`, `--price-at` and `--interval`.
 //!
 //! ```console
 //! $ cargo run --example minimal                          # Coinbase's price, every 5 seconds
