@@ -9,7 +9,7 @@ use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use ureq::Proxy;
-use ureq::http::Uri;
+use ureq::http::{HeaderValue, Uri};
 
 use crate::source::store::Store;
 use crate::source::{Endpoint, Source};
@@ -41,8 +41,9 @@ pub struct Config {
     #[arg(long, env = "BTC_TICKER_SOURCE", default_value = "auto", value_enum)]
     source: Preset,
 
+    // Checked by `contradiction`: clap would print the value, which may contain a password.
     /// Another URL for the source, or that of any other JSON API
-    #[arg(long, env = "BTC_TICKER_SOURCE_URL", value_name = "URL", value_parser = url)]
+    #[arg(long, env = "BTC_TICKER_SOURCE_URL", value_name = "URL", hide_env_values = true)]
     source_url: Option<String>,
 
     /// JSON pointer to the price in the answer, such as /data/amount
@@ -117,6 +118,16 @@ impl Config {
                 "--retention must be at least --interval; otherwise only the latest update is kept",
             );
         }
+        if self.source_url.as_ref().is_some_and(|url| !is_url(url)) {
+            return Some(
+                "--source-url must be an absolute URL, such as https://api.example.com/btc",
+            );
+        }
+        if key().is_some_and(|key| HeaderValue::from_str(&key).is_err()) {
+            return Some(
+                "COINDESK_API_KEY contains a character that a header cannot; copy it again",
+            );
+        }
         let has_own_url = self.source_url.is_some() || self.price_at.is_some();
         if self.source == Preset::Demo && has_own_url {
             return Some("--source demo has its own URL: leave out --source-url and --price-at");
@@ -126,10 +137,7 @@ impl Config {
 
     /// Returns the source that the options describe.
     pub fn source(&self) -> Source {
-        let key = match env::var(KEY_VARIABLE) {
-            Ok(key) if !key.trim().is_empty() => Some(key.trim().to_owned()),
-            _ => None,
-        };
+        let key = key();
         match self.source {
             Preset::Demo => Source::Demo,
             Preset::Coinbase => Source::Coinbase,
@@ -161,6 +169,11 @@ impl Config {
         let store = Store::new(url, self.source == Preset::Demo)?;
         Ok(Some(store))
     }
+}
+
+fn key() -> Option<String> {
+    let key = env::var_os(KEY_VARIABLE)?.to_string_lossy().trim().to_owned();
+    if key.is_empty() { None } else { Some(key) }
 }
 
 /// An empty environment variable counts as unset.
@@ -223,13 +236,14 @@ fn client_count(text: &str) -> Result<u64, &'static str> {
     }
 }
 
-fn url(text: &str) -> Result<String, &'static str> {
-    const FORM: &str = "write an absolute URL, such as https://api.example.com/btc";
-    let uri: Uri = text.parse().map_err(|_| FORM)?;
-    match uri.scheme_str() {
-        Some("http" | "https") if uri.host().is_some() => Ok(text.to_owned()),
-        _ => Err(FORM),
-    }
+fn is_url(text: &str) -> bool {
+    let Ok(uri) = text.parse::<Uri>() else { return false };
+    let Some(authority) = uri.authority() else { return false };
+    // The parser ignores a port that is no number up to 65535.
+    let host_and_port = authority.as_str().rsplit('@').next().unwrap_or_default();
+    let has_port = host_and_port.len() > authority.host().len();
+    let has_valid_port = !has_port || authority.port_u16().is_some();
+    matches!(uri.scheme_str(), Some("http" | "https")) && has_valid_port
 }
 
 fn pointer(text: &str) -> Result<String, &'static str> {

@@ -426,6 +426,8 @@ fn an_invalid_option_is_refused_with_a_valid_example() {
         (&["--source", "demo", "--price-at", "/x"], "--source-url"),
         (&["--retention", "367d"], "366d"),
         (&["--retention", "1y"], "7d"),
+        (&["--source-url", "http://user:SEKRET@a:99999/"], "absolute URL"),
+        (&["--source-url", "httpx://a/?key=SEKRET"], "absolute URL"),
         (&["--store", "localhost:6379"], "redis://"),
         (&["--store", "http://localhost:6379"], "redis://"),
         (&["--journal", "x"], "--help"),
@@ -435,6 +437,7 @@ fn an_invalid_option_is_refused_with_a_valid_example() {
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
         assert!(error.contains(hint), "{arguments:?}: {error}");
+        assert!(!error.contains("SEKRET"), "{error}");
     }
 }
 

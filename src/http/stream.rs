@@ -153,7 +153,7 @@ impl Stream {
         if !opening.is_empty() {
             socket.write_all(&opening)?;
         }
-        socket.write_all(page.wire.as_bytes())?;
+        write_steadily(socket, page.wire.as_bytes())?;
         METRICS.updates_replayed.add(page.updates as u64);
         match page.last {
             Some(last) => self.advance(last),
@@ -202,6 +202,20 @@ impl Stream {
         self.is_id = true;
         self.ahead_since = None;
     }
+}
+
+/// Writes everything, or fails if the client takes longer than the timeout for what the buffers cannot hold.
+/// (`write_all` starts anew after each part that the buffers have taken.)
+fn write_steadily(mut socket: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let begun = Instant::now();
+        let written = socket.write(bytes)?;
+        bytes = &bytes[written..];
+        if !bytes.is_empty() && begun.elapsed() >= STALL_TIMEOUT {
+            return Err(ErrorKind::TimedOut.into());
+        }
+    }
+    Ok(())
 }
 
 /// Makes the connection fail when the peer acknowledges nothing for this long; otherwise the kernel would

@@ -113,11 +113,15 @@ impl Fetcher {
         }
     }
 
-    /// Returns the start of an answer, safe to log: quoted, and without the key.
+    /// Returns the start of an answer, safe to log: quoted, and without the key or what the URL may contain of
+    /// secrets, which some servers echo.
     fn start_of(&self, answer: &[u8]) -> String {
         let mut text = String::from_utf8_lossy(answer).into_owned();
         if let Source::CoinDesk { key: Some(key) } = &self.source {
             text = text.replace(key, "<key>");
+        }
+        for secret in self.endpoint.secrets() {
+            text = text.replace(&secret, "<secret>");
         }
         format!("the answer starts {:?}", text.chars().take(SHOWN).collect::<String>())
     }

@@ -84,6 +84,20 @@ impl Source {
 }
 
 impl Endpoint {
+    /// The parts of the URL that may be secret: user and password, and the query.
+    fn secrets(&self) -> Vec<String> {
+        let Ok(uri) = self.url.parse::<Uri>() else { return Vec::new() };
+        let mut secrets = Vec::new();
+        if let Some((user, _)) = uri.authority().and_then(|it| it.as_str().rsplit_once('@')) {
+            secrets.push(user.to_owned());
+        }
+        if let Some(query) = uri.query() {
+            secrets.push(query.to_owned());
+        }
+        secrets.retain(|secret| !secret.is_empty());
+        secrets
+    }
+
     /// The host, which is safe to log: the rest of the URL may contain secrets.
     pub fn host(&self) -> String {
         match self.url.parse::<Uri>() {

@@ -13,7 +13,7 @@ use super::Standing;
 use super::store::{Connection, Entry, EntryId, Store, describe};
 use crate::feed::freshness::Report;
 use crate::feed::{Publisher, Update};
-use crate::system::{METRICS, Shutdown, latest_plausible, unix_millis};
+use crate::system::{METRICS, RateLimitedLog, Shutdown, latest_plausible, unix_millis};
 
 /// The reason for stale prices that clients see while the store does not answer.
 const STORE_FAILED: &str = "the store does not answer";
@@ -33,6 +33,8 @@ pub struct Reader {
     /// Dropped after the past has been read, or the first attempt failed: `main` then accepts clients.
     starting: Option<Sender<Infallible>>,
     position: Position,
+    foreign_entries: RateLimitedLog,
+    wrong_clocks: RateLimitedLog,
 }
 
 /// How far the stream has been read.
@@ -68,6 +70,8 @@ impl Reader {
             news,
             starting: Some(starting),
             position: Position::default(),
+            foreign_entries: RateLimitedLog::default(),
+            wrong_clocks: RateLimitedLog::default(),
         }
     }
 
@@ -153,11 +157,11 @@ impl Reader {
         let Some(newest) = updates.last() else { return };
         self.position.newest = Some(newest.timestamp);
         if newest.timestamp > latest_plausible() {
-            log::warn!(
+            self.wrong_clocks.warn(format_args!(
                 "store: update {} is more than a day ahead of this machine's clock, and later ones follow \
                  it; check the clocks, then delete the key to start over",
                 newest.timestamp
-            );
+            ));
         }
         if self.position.after_gap {
             self.publisher.start_over(updates[0].timestamp, &updates);
@@ -184,7 +188,9 @@ impl Reader {
                     updates.push(Update { timestamp, price });
                     newest = Some(timestamp);
                 }
-                _ => log::warn!("store: skipping unrecognized entry {}", entry.id),
+                _ => self
+                    .foreign_entries
+                    .warn(format_args!("store: skipping unrecognized entry {}", entry.id)),
             }
         }
         updates

@@ -16,6 +16,9 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a reader blocks for news before it checks for shutdown.
 const BLOCK: Duration = Duration::from_millis(250);
 
+/// The lease that probes the permissions.
+const PROBE: Duration = Duration::from_millis(1);
+
 /// The client of the store.
 #[derive(Clone)]
 pub struct Store {
@@ -70,7 +73,7 @@ impl Store {
         Ok(Store { client, key: format!("btc-ticker:{name}") })
     }
 
-    /// Probes the store, without writing. Returns an error only for a misconfiguration, with what to change; a store
+    /// Probes the store, without a trace. Returns an error only for a misconfiguration, with what to change; a store
     /// that is merely unreachable is logged. Called by `main`.
     pub fn check(&self) -> Result<(), String> {
         let Err(error) = self.probe() else { return Ok(()) };
@@ -87,15 +90,18 @@ impl Store {
         let mut connection = self.connect()?;
         let newest = connection.newest(None)?;
         connection.entries_from(newest)?;
-        connection.turn_held_for()?;
         // No stream takes the id 0-0, so this shows whether we may write.
         let written = redis::cmd("XADD")
             .arg(&[self.key.as_str(), "0-0", "price", "1"])
             .query::<()>(&mut connection.connection);
         match written {
-            Err(error) if !is_refused_id(&error) => Err(error),
-            _ => Ok(()),
+            Err(error) if !is_refused_id(&error) => return Err(error),
+            _ => {}
         }
+        // The permissions of a turn, on a key of its own that expires at once.
+        connection.key += ":probe";
+        connection.claim(PROBE)?;
+        connection.release()
     }
 
     /// Says what to change, if the error does not pass by itself.
@@ -189,11 +195,6 @@ impl Connection {
         Ok(Claim::Granted { newest: first_id(&newest)? })
     }
 
-    /// Returns for how many milliseconds the turn is held; negative if it is not.
-    fn turn_held_for(&mut self) -> RedisResult<i64> {
-        redis::cmd("PTTL").arg(self.turn()).query(&mut self.connection)
-    }
-
     /// Gives the turn back.
     pub fn release(&mut self) -> RedisResult<()> {
         redis::cmd("DEL").arg(self.turn()).query(&mut self.connection)
@@ -216,7 +217,8 @@ impl Connection {
         }
     }
 
-    fn turn(&self) -> String {
+    /// The key of the lease.
+    pub fn turn(&self) -> String {
         format!("{}:turn", self.key)
     }
 }

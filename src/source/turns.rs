@@ -14,7 +14,7 @@ use super::poller::{Poller, next_tick};
 use super::store::{Claim, Connection, Store, describe};
 use crate::feed::freshness::Report;
 use crate::feed::{Feed, Update};
-use crate::system::{METRICS, RateLimitedLog, Shutdown, random};
+use crate::system::{METRICS, RateLimitedLog, Shutdown, random, unix_millis};
 
 /// How long any other process waits for news before it claims the turn, in intervals: `SHORTEST_SILENCE` plus
 /// a random part of up to `RANDOM_SILENCE`, so that they do not all claim it at once.
@@ -130,7 +130,15 @@ impl Turns {
         let begun = Instant::now();
         let newest = match connection.claim(self.lease)? {
             Claim::Granted { newest } => newest.map(|id| id.millis),
-            Claim::Held(time) => return Ok(begun + time),
+            Claim::Held(time) => {
+                if time > self.lease {
+                    self.refusals.warn(format_args!(
+                        "store: the turn is held for {time:?}, longer than any lease; delete its key, {}",
+                        connection.turn()
+                    ));
+                }
+                return Ok(begun + time.min(self.lease));
+            }
         };
         if newest > known.max(self.seen) {
             // The reader is about to bring news: this process was not due.
@@ -140,7 +148,9 @@ impl Turns {
         }
         self.tick = begun;
         let price = self.poller.poll(shutdown);
-        let timestamp = self.feed.next_timestamp();
+        // Above the newest entry of the stream, which may have been emptied, rather than of the feed.
+        let after_newest = newest.map_or(0, |newest| newest.saturating_add(1));
+        let timestamp = unix_millis().max(after_newest);
         if let Some(price) = price
             && begun.elapsed() < self.lease
         {
