@@ -68,7 +68,6 @@ fn answer_all(
                 return Ok(None);
             }
         };
-        place.renew();
         let mut response = match routes.answer(&request) {
             Answer::Response(response) => response,
             Answer::Stream(stream) => return Ok(Some(stream)),
@@ -84,6 +83,7 @@ fn answer_all(
         if !keep_alive {
             return Ok(None);
         }
+        place.renew();
     }
 }
 

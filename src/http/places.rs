@@ -1,5 +1,5 @@
 //! Places: admission of connections. Every connection holds a permit. When all are taken, a new connection
-//! displaces the one that has gone longest without completing a request; streams are never displaced. So
+//! displaces the one that was accepted or answered longest ago; streams are never displaced. So
 //! incomplete requests, idle connections and stalled readers cannot starve health checks. Shared by the thread
 //! `accept` and all connections.
 
@@ -20,7 +20,7 @@ pub struct Places {
 #[derive(Default)]
 struct List {
     last_number: u64,
-    /// By number, so in the order in which they sent their last request or, before that, were accepted.
+    /// By number, so in the order in which they were accepted or, after that, answered.
     occupied: BTreeMap<u64, Occupied>,
 }
 
@@ -41,8 +41,8 @@ impl Places {
         Arc::new(Places { connections, list: Mutex::default() })
     }
 
-    /// Returns a place for a new connection: a free one, or that of the connection which has gone longest
-    /// without a request. Returns `None` if all connections stream. Never blocks for long; called by the
+    /// Returns a place for a new connection: a free one, or that of the connection which was accepted or
+    /// answered longest ago. Returns `None` if all connections stream. Never blocks for long; called by the
     /// thread `accept`.
     pub fn admit(self: &Arc<Self>, socket: &Arc<TcpStream>) -> Option<Place> {
         let mut list = self.list.lock();
@@ -70,7 +70,7 @@ impl List {
 }
 
 impl Place {
-    /// Notes that a whole request has arrived.
+    /// Notes that a request has been answered.
     pub fn renew(&mut self) {
         let mut list = self.places.list.lock();
         if let Some(occupied) = list.occupied.remove(&self.number) {
