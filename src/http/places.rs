@@ -6,10 +6,14 @@
 use std::collections::BTreeMap;
 use std::net::{Shutdown as Half, TcpStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::system::{METRICS, Permit, Semaphore};
+
+/// A place is moved at most this often, so that busy connections do not contend for the list.
+const RENEW_AFTER: Duration = Duration::from_secs(1);
 
 pub struct Places {
     connections: Arc<Semaphore>,
@@ -33,6 +37,7 @@ struct Occupied {
 /// socket is then shut down.
 pub struct Place {
     number: u64,
+    renewed: Instant,
     places: Arc<Places>,
 }
 
@@ -57,7 +62,7 @@ impl Places {
             }
         };
         let number = list.add(Occupied { socket: socket.clone(), permit });
-        Some(Place { number, places: self.clone() })
+        Some(Place { number, renewed: Instant::now(), places: self.clone() })
     }
 }
 
@@ -72,6 +77,10 @@ impl List {
 impl Place {
     /// Notes that a request has been answered.
     pub fn renew(&mut self) {
+        if self.renewed.elapsed() < RENEW_AFTER {
+            return;
+        }
+        self.renewed = Instant::now();
         let mut list = self.places.list.lock();
         if let Some(occupied) = list.occupied.remove(&self.number) {
             self.number = list.add(occupied);
