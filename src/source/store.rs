@@ -16,6 +16,8 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a reader blocks for news before it checks for shutdown.
 const BLOCK: Duration = Duration::from_millis(250);
 
+/// The answer of PTTL if there is no such key.
+const NO_KEY: i64 = -2;
 /// The lease that probes the permissions.
 const PROBE: Duration = Duration::from_millis(1);
 
@@ -107,14 +109,15 @@ impl Store {
     /// Says what to change, if the error does not pass by itself.
     fn mistake(&self, error: &RedisError) -> Option<String> {
         let key = &self.key;
+        // A pipeline hides the kind of its errors.
+        let text = describe(error);
+        let is_denied = text.starts_with("NOPERM");
         let advice = match (error.kind(), error.code()) {
+            _ if is_denied => Store::permission_advice(key),
             (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => {
                 "authentication failed; check user and password in BTC_TICKER_STORE".to_owned()
             }
-            (ErrorKind::Server(ServerErrorKind::NoPerm), _) => format!(
-                "its user lacks a permission; grant it with: \
-                 ACL SETUSER <user> ~{key}* +xadd +xread +xrevrange +set +pttl +del +multi +exec"
-            ),
+            (ErrorKind::Server(ServerErrorKind::NoPerm), _) => Store::permission_advice(key),
             (_, Some("WRONGTYPE")) => {
                 format!(
                     "its key {key} is not a stream; rename that key, or choose another database"
@@ -130,7 +133,14 @@ impl Store {
             (ErrorKind::InvalidClientConfig, _) => "check the URL".to_owned(),
             _ => return None,
         };
-        Some(format!("cannot use the store: {advice} ({})", describe(error)))
+        Some(format!("cannot use the store: {advice} ({text})"))
+    }
+
+    fn permission_advice(key: &str) -> String {
+        format!(
+            "its user lacks a permission; grant it with: \
+             ACL SETUSER <user> ~{key}* +xadd +xread +xrevrange +set +pttl +del"
+        )
     }
 
     /// Connects, within the timeout.
@@ -178,7 +188,6 @@ impl Connection {
         let turn = self.turn();
         type Reply = (Option<String>, i64, Vec<RawEntry>);
         let (granted, held_for, newest): Reply = redis::pipe()
-            .atomic()
             .cmd("SET")
             .arg(&[turn.as_str(), "claimed", "NX", "PX"])
             .arg(lease.as_millis() as u64)
@@ -188,8 +197,13 @@ impl Connection {
             .arg(&[self.key.as_str(), "+", "-", "COUNT", "1"])
             .query(&mut self.connection)?;
         if granted.is_none() {
-            // Negative if the key has no expiry, which only another client can cause.
-            let held_for = u64::try_from(held_for).map_or(lease, Duration::from_millis);
+            let held_for = match u64::try_from(held_for) {
+                Ok(millis) => Duration::from_millis(millis),
+                // It has just expired.
+                Err(_) if held_for == NO_KEY => Duration::ZERO,
+                // It has no expiry, which only another client can cause.
+                Err(_) => lease,
+            };
             return Ok(Claim::Held(held_for));
         }
         Ok(Claim::Granted { newest: first_id(&newest)? })
@@ -278,7 +292,7 @@ pub fn describe(error: &RedisError) -> String {
     if error.is_timeout() {
         return "timed out".to_owned();
     }
-    // Of a transaction that failed, the first error.
+    // Of a pipeline that failed, the first error.
     let text = match error.clone().into_server_errors().as_deref() {
         Some([(_, first), ..]) => {
             format!("{} {}", first.code(), first.details().unwrap_or_default())
