@@ -149,7 +149,7 @@ fn answer_names(socket: &UdpSocket) {
 
 // ------------------------------------------------------------------------------- proxies
 
-/// A SOCKS5 proxy that connects everybody to one address, and the targets that it was asked for.
+/// A SOCKS5 proxy that connects every client to one address, and the targets that were requested.
 fn socks_proxy(target: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

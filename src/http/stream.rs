@@ -42,8 +42,8 @@ pub struct Stream {
     position: Cursor,
     /// Whether the position is the id of an event, rather than a time that the client chose.
     is_id: bool,
-    /// How long the client's id may be above the newest update before it counts as foreign. Zero without a store;
-    /// with one, another process may have issued the id.
+    /// How long the client's id may be above the newest update before it counts as foreign. Zero without a
+    /// store; with one, another process may have issued the id.
     max_lead: Duration,
     /// Since when the client's id is above the newest update.
     ahead_since: Option<Instant>,
@@ -205,7 +205,7 @@ impl Stream {
 }
 
 /// Writes everything, or fails if the client takes longer than the timeout for what the buffers cannot hold.
-/// (`write_all` starts anew after each part that the buffers have taken.)
+/// (The timeout of `write_all` restarts with each part that the buffers have taken.)
 fn write_steadily(mut socket: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let begun = Instant::now();

@@ -75,8 +75,8 @@ impl Store {
         Ok(Store { client, key: format!("btc-ticker:{name}") })
     }
 
-    /// Probes the store, without a trace. Returns an error only for a misconfiguration, with what to change; a store
-    /// that is merely unreachable is logged. Called by `main`.
+    /// Probes the store, without a trace. Returns an error only for a misconfiguration, with what to change;
+    /// a store that is merely unreachable is logged. Called by `main`.
     pub fn check(&self) -> Result<(), String> {
         let Err(error) = self.probe() else { return Ok(()) };
         match self.mistake(&error) {
@@ -109,15 +109,17 @@ impl Store {
     /// Says what to change, if the error does not pass by itself.
     fn mistake(&self, error: &RedisError) -> Option<String> {
         let key = &self.key;
-        // A pipeline hides the kind of its errors.
+        // A pipeline hides the kind and the code of its errors; the description begins with the code.
         let text = describe(error);
         let is_denied = text.starts_with("NOPERM");
         let advice = match (error.kind(), error.code()) {
-            _ if is_denied => Store::permission_advice(key),
+            _ if is_denied => format!(
+                "its user lacks a permission; grant it with: \
+                 ACL SETUSER <user> ~{key}* +xadd +xread +xrevrange +set +pttl +del"
+            ),
             (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => {
                 "authentication failed; check user and password in BTC_TICKER_STORE".to_owned()
             }
-            (ErrorKind::Server(ServerErrorKind::NoPerm), _) => Store::permission_advice(key),
             (_, Some("WRONGTYPE")) => {
                 format!(
                     "its key {key} is not a stream; rename that key, or choose another database"
@@ -134,13 +136,6 @@ impl Store {
             _ => return None,
         };
         Some(format!("cannot use the store: {advice} ({text})"))
-    }
-
-    fn permission_advice(key: &str) -> String {
-        format!(
-            "its user lacks a permission; grant it with: \
-             ACL SETUSER <user> ~{key}* +xadd +xread +xrevrange +set +pttl +del"
-        )
     }
 
     /// Connects, within the timeout.

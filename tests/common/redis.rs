@@ -241,7 +241,7 @@ pub struct Faults {
     pub reported: usize,
     pub doubled: usize,
     pub out_of_order: usize,
-    /// Updates that nobody stored, or with another price.
+    /// Updates that are not in the store, or have another price there.
     pub invented: usize,
     /// The first update after each `gap` that reports nothing missed.
     pub false_gaps: Vec<u64>,

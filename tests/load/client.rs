@@ -126,7 +126,7 @@ impl Client {
                 }
                 self.decoder = Decoder::new(head.contains("transfer-encoding: chunked"));
                 self.stage = Stage::Responded;
-                // After a lost connection, the body begins anew.
+                // After a lost connection, the body starts from the beginning.
                 self.body.clear();
                 self.take(request, &body, now, tally);
             } else {
