@@ -12,12 +12,13 @@ use super::places::Place;
 use super::request::{self, HEAD_TIMEOUT};
 use super::response::Response;
 use super::routes::{Answer, Routes, UNKNOWN_PATH};
-use super::stream::{self, Stream};
+use super::stream::Stream;
+use super::writer::Writer;
 use crate::system::METRICS;
 
-/// A connection is closed if the client makes no progress for this long: it reads nothing while the buffers are
-/// full, or its machine acknowledges nothing.
-pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// A connection is closed if the client makes no progress for this long: its machine acknowledges nothing,
+/// because it is unreachable or because the client reads nothing and the buffers are full.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most responses fit, and are sent in one write. More than 1 KiB, because glibc keeps smaller blocks in a
 /// cache of the thread, and the thread of a stream lives for hours.
 const WRITE_BUFFER: usize = 4 * 1024;
@@ -27,10 +28,11 @@ const LINGER_BYTES: usize = 2 * 1024 * 1024;
 
 /// Serves a client until its connection ends. Called on the thread of the connection.
 pub fn serve(socket: Arc<TcpStream>, mut place: Place, routes: &Routes) {
-    match answer_all(&socket, &mut place, routes) {
+    let Ok(mut writer) = Writer::new(&socket, STALL_TIMEOUT) else { return };
+    match answer_all(&socket, &mut writer, &mut place, routes) {
         Ok(Some(stream)) => {
             let Some(permit) = place.into_permit() else { return };
-            stream.run(&socket);
+            stream.run(&mut writer);
             // The descriptor goes first, so that no more are open than permits are taken.
             drop(socket);
             drop(permit);
@@ -49,12 +51,10 @@ pub fn serve(socket: Arc<TcpStream>, mut place: Place, routes: &Routes) {
 #[inline(never)]
 fn answer_all(
     socket: &TcpStream,
+    writer: &mut Writer,
     place: &mut Place,
     routes: &Routes,
 ) -> io::Result<Option<Box<Stream>>> {
-    socket.set_write_timeout(Some(STALL_TIMEOUT))?;
-    // The write timeout restarts with each partial write, so it alone does not detect a dead peer.
-    stream::fail_without_acknowledgement(socket, Some(STALL_TIMEOUT))?;
     socket.set_read_timeout(Some(HEAD_TIMEOUT))?;
     // What was read and not yet answered.
     let mut read = Vec::new();
@@ -64,7 +64,7 @@ fn answer_all(
             Ok(None) => return Ok(None),
             Err(refusal) => {
                 METRICS.http_requests.inc(&[&UNKNOWN_PATH, &refusal.status.as_u16()]);
-                send(socket, &Response::error(refusal.status, refusal.message), false)?;
+                send(writer, &Response::error(refusal.status, refusal.message), false)?;
                 return Ok(None);
             }
         };
@@ -79,7 +79,7 @@ fn answer_all(
             // Only the head, with the length that the body would have.
             response = response.body(Vec::new());
         }
-        send(socket, &response, keep_alive)?;
+        send(writer, &response, keep_alive)?;
         if !keep_alive {
             return Ok(None);
         }
@@ -87,14 +87,14 @@ fn answer_all(
     }
 }
 
-fn send(socket: &TcpStream, response: &Response, keep_alive: bool) -> io::Result<()> {
-    let mut writer = BufWriter::with_capacity(WRITE_BUFFER, socket);
-    let sent = match response.write_to(&mut writer, keep_alive) {
-        Ok(()) => writer.flush(),
+fn send(writer: &mut Writer, response: &Response, keep_alive: bool) -> io::Result<()> {
+    let mut buffered = BufWriter::with_capacity(WRITE_BUFFER, writer);
+    let sent = match response.write_to(&mut buffered, keep_alive) {
+        Ok(()) => buffered.flush(),
         Err(error) => Err(error),
     };
     // Taken apart, because dropping it would flush, and block, once more.
-    let _ = writer.into_parts();
+    let _ = buffered.into_parts();
     sent
 }
 

@@ -9,6 +9,7 @@ mod response;
 mod routes;
 mod server;
 mod stream;
+mod writer;
 
 pub use routes::{Routes, Scope};
 pub use server::{Server, listen};

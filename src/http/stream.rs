@@ -3,14 +3,13 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::mem;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
 
-use super::connection::STALL_TIMEOUT;
 use super::response::{CACHE_CONTROL, Response};
+use super::writer::Writer;
 use crate::feed::{Cursor, Event, Feed, Kind, Subscription};
 use crate::source::{PRICE_SOURCE, SIMULATED};
 use crate::system::{METRICS, Permit, random, unix_millis};
@@ -76,39 +75,28 @@ impl Stream {
     }
 
     /// Streams. Blocks until the stream ends.
-    pub fn run(mut self, socket: &TcpStream) {
+    pub fn run(mut self, writer: &mut Writer) {
         METRICS.clients_accepted.inc();
-        let reason = match self.stream(socket) {
+        let reason = match self.stream(writer) {
             Ok(()) => "shutdown",
-            Err(error) => match error.kind() {
-                // The client has read, or its machine has acknowledged, nothing for too long.
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => "stalled",
-                _ => "disconnected",
-            },
+            Err(error) if error.kind() == ErrorKind::TimedOut => "stalled",
+            Err(_) => "disconnected",
         };
         METRICS.streams_ended.inc(&[&reason]);
     }
 
     /// Returns when the feed has closed; fails if the client disconnects or stalls. A client that fell behind
     /// subscribes again from the last update written to it, as if it had reconnected.
-    fn stream(&mut self, socket: &TcpStream) -> io::Result<()> {
-        let mut was_long = false;
+    fn stream(&mut self, writer: &mut Writer) -> io::Result<()> {
         loop {
             let Some(subscription) = self.feed.subscribe(self.position) else { return Ok(()) };
             if self.replace_foreign_position(subscription.status.latest) {
                 continue;
             }
-            // No acknowledgement timeout during a long backlog: see `fail_without_acknowledgement`.
-            let is_long = !subscription.page.is_last;
-            if is_long != was_long {
-                let timeout = if is_long { None } else { Some(STALL_TIMEOUT) };
-                fail_without_acknowledgement(socket, timeout)?;
-                was_long = is_long;
-            }
-            self.write_page(socket, &subscription)?;
+            self.write_page(writer, &subscription)?;
             drop(subscription.page);
             if let Some(channel) = subscription.channel {
-                self.follow(socket, &channel.live)?;
+                self.follow(writer, &channel.live)?;
             }
         }
     }
@@ -139,11 +127,7 @@ impl Stream {
     /// Writes a page, after the opening and the status if the client has not received them.
     // Not inlined, so that its frame is not part of every client's stack.
     #[inline(never)]
-    fn write_page(
-        &mut self,
-        mut socket: &TcpStream,
-        subscription: &Subscription,
-    ) -> io::Result<()> {
+    fn write_page(&mut self, writer: &mut Writer, subscription: &Subscription) -> io::Result<()> {
         let Subscription { status, status_version, page, .. } = subscription;
         let mut opening = mem::take(&mut self.opening);
         if self.status_version != Some(*status_version) {
@@ -151,9 +135,9 @@ impl Stream {
             self.status_version = Some(*status_version);
         }
         if !opening.is_empty() {
-            socket.write_all(&opening)?;
+            writer.write_all(&opening)?;
         }
-        write_steadily(socket, page.wire.as_bytes())?;
+        writer.write_all(page.wire.as_bytes())?;
         METRICS.updates_replayed.add(page.updates as u64);
         match page.last {
             Some(last) => self.advance(last),
@@ -166,7 +150,7 @@ impl Stream {
     }
 
     /// Writes events as they come, until the channel has ended or the position has turned out to be foreign.
-    fn follow(&mut self, mut socket: &TcpStream, live: &Receiver<Arc<Event>>) -> io::Result<()> {
+    fn follow(&mut self, writer: &mut Writer, live: &Receiver<Arc<Event>>) -> io::Result<()> {
         loop {
             // The second arm never fires. It makes `select!` park the thread at once; a plain `recv` spins
             // first, which is too much for thousands of threads.
@@ -185,7 +169,7 @@ impl Stream {
                     continue;
                 }
             }
-            socket.write_all(event.wire.as_bytes())?;
+            writer.write_all(event.wire.as_bytes())?;
             match event.kind {
                 Kind::Update { timestamp } => {
                     self.advance(timestamp);
@@ -202,34 +186,6 @@ impl Stream {
         self.is_id = true;
         self.ahead_since = None;
     }
-}
-
-/// Writes everything, or fails if the client takes longer than the timeout for what the buffers cannot hold.
-/// (The timeout of `write_all` restarts with each part that the buffers have taken.)
-fn write_steadily(mut socket: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let begun = Instant::now();
-        let written = socket.write(bytes)?;
-        bytes = &bytes[written..];
-        if !bytes.is_empty() && begun.elapsed() >= STALL_TIMEOUT {
-            return Err(ErrorKind::TimedOut.into());
-        }
-    }
-    Ok(())
-}
-
-/// Makes the connection fail when the peer acknowledges nothing for this long; otherwise the kernel would
-/// retransmit for some 15 minutes. Not during a long backlog: the kernel counts from the first time that the
-/// peer's window is too small for the next segment, so a slow reader would fail although it makes progress.
-/// (There, the write timeout applies.)
-#[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
-pub fn fail_without_acknowledgement(
-    socket: &TcpStream,
-    timeout: Option<Duration>,
-) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    socket2::SockRef::from(socket).set_tcp_user_timeout(timeout)?;
-    Ok(())
 }
 
 /// Returns the head, and how long a client is to wait before it reconnects.
@@ -249,7 +205,7 @@ pub fn opening(head: &Response) -> Vec<u8> {
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use std::io::{BufRead, BufReader};
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
     use std::thread;
 
     use super::*;
@@ -287,7 +243,10 @@ mod tests {
             let (opening, max_lead) = (Vec::new(), Duration::ZERO);
             let stream =
                 Stream::new(feed.clone(), opening, Cursor::Latest, false, max_lead, permit);
-            thread::spawn(move || stream.run(&served));
+            thread::spawn(move || {
+                let mut writer = Writer::new(&served, Duration::from_secs(60)).unwrap();
+                stream.run(&mut writer);
+            });
             let mut client = BufReader::new(client);
             last_status(&mut client, "id: 2");
             clients.push(client);

@@ -1,6 +1,8 @@
-//! Signals, and Linux settings that neither std nor `nix` has: the only file with `unsafe` calls. `main`
-//! calls them before anything is served.
+//! Signals, sockets, and Linux settings that neither std nor `nix` has: the only file with `unsafe` calls.
+//! `main` calls most of them before anything is served; connections call `unacknowledged`.
 
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::{mem, ptr};
 
 use nix::libc;
@@ -50,4 +52,18 @@ pub fn widen_futex_table() {
     unsafe {
         libc::prctl(PR_FUTEX_HASH, SET_SLOTS, SLOTS, 0u64, 0u64)
     };
+}
+
+/// Returns how many of the bytes written to the socket its peer has not acknowledged. Never blocks. Always 0 on
+/// other systems than Linux: there only a write that blocks shows that a peer has stalled.
+#[allow(unsafe_code)]
+#[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
+pub fn unacknowledged(socket: &TcpStream) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the call writes only to `bytes`. It fails only for an unknown request.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes)
+    };
+    u64::try_from(bytes).unwrap_or_default()
 }
