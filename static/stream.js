@@ -2,8 +2,8 @@
 // Reports everything to `state.js` and renders nothing.
 //
 // Over HTTP/1.1 a browser opens at most six connections to a host, shared by all tabs. So the tabs
-// share a BroadcastChannel: a tab that connects announces it, and every hidden tab then pauses its
-// own stream until it is shown again or another tab closes.
+// share a BroadcastChannel: a tab that connects or is hidden announces its rank, and a hidden tab with
+// a higher one pauses its own stream until it is shown again or another tab closes.
 
 import * as state from "./state.js";
 
@@ -13,6 +13,7 @@ const LONGEST_WAIT = 30_000;
 const LONGEST_RETRY = 5000; // the longest `retry` of the server: how long a browser waits to reconnect
 
 const tabs = new BroadcastChannel("btc-ticker");
+const hiddenRank = Math.random(); // of two hidden tabs that connect at once, exactly one pauses
 let stream = null; // null while paused
 let retry;
 let failures = 0; // in a row
@@ -24,7 +25,7 @@ let nextQuote = 0;
 let sleepClock = Date.now() - performance.now();
 
 export function start() {
-  tabs.onmessage = ({ data }) => (data === "connecting" ? pauseIfHidden() : resumeIfPaused());
+  tabs.onmessage = ({ data }) => (data === "closed" ? resumeIfPaused() : yieldTo(data));
   addEventListener("pagehide", leave);
   addEventListener("pageshow", (event) => event.persisted && connectAnew());
   addEventListener("online", () => stream && state.phase !== "open" && connect());
@@ -36,7 +37,7 @@ export function start() {
 function connect() {
   clearTimeout(retry);
   stream?.close();
-  tabs.postMessage("connecting");
+  announce();
   startWaiting();
   // A browser that reconnects on its own sends the last id, which takes precedence over `since`.
   stream = new EventSource(`stream?since=${state.last()?.timestamp ?? 0}`);
@@ -153,14 +154,27 @@ async function quote() {
 
 // ---- Among other tabs
 
+const rank = () => (document.hidden ? hiddenRank : 0);
+const announce = () => tabs.postMessage(rank());
+
 function onVisibility() {
-  if (document.hidden) return;
-  if (!stream || stream.readyState === EventSource.CLOSED) connectAnew();
-  else check();
+  if (document.hidden) {
+    // The tab that is shown instead may have announced itself before this one was hidden.
+    if (stream) announce();
+  } else if (!stream || stream.readyState === EventSource.CLOSED) {
+    connectAnew();
+  } else {
+    check();
+  }
 }
 
-function pauseIfHidden() {
-  if (!document.hidden) return;
+// A tab that streams and has the lower rank answers, so that the other one pauses instead.
+function yieldTo(other) {
+  if (stream && rank() < other) announce();
+  else if (document.hidden) pause();
+}
+
+function pause() {
   clearTimeout(retry);
   stream?.close();
   stream = null;
