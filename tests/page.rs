@@ -599,7 +599,6 @@ fn the_clock_of_the_device_changes_nothing() {
     let Some(browser) = Browser::start() else { return };
     let (_server, gate) = scripted();
     let updates = minutes(60);
-    browser.hasten();
     for wrong in [HOUR, -HOUR] {
         browser.open("about:blank");
         let script = browser.prepare(&set_clock(wrong));
