@@ -1,21 +1,18 @@
 //! The page in a real Chromium, and in Firefox. What the tests need comes first.
 
-mod common;
-
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use crate::common::browser::{Browser, DESKTOP, Firefox, LANDSCAPE, PHONE, save};
+use crate::common::{PATIENCE, Say, Server, Source, eventually};
+use btc_ticker::system::unix_millis;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::{Value, json};
-
-use btc_ticker::system::unix_millis;
-use common::browser::{Browser, DESKTOP, Firefox, LANDSCAPE, PHONE, save};
-use common::{PATIENCE, Say, Server, Source, eventually};
 
 /// An update as the page holds it.
 #[derive(Debug, Deserialize, PartialEq)]
@@ -499,7 +496,9 @@ fn twelve_tabs_share_the_connections_of_a_browser() {
         let tab = browser.new_tab();
         browser.devtools("Network.setCacheDisabled", json!({"cacheDisabled": true}));
         // The timers of all hidden tabs fire at once, as in a browser that aligns them to save power.
-        browser.prepare("const start = setTimeout; globalThis.setTimeout = (callback) => start(callback)");
+        browser.prepare(
+            "const start = setTimeout; globalThis.setTimeout = (callback) => start(callback)",
+        );
         browser.open(&server.url("/"));
         tab
     };
@@ -900,7 +899,7 @@ fn the_page_breaks_no_rule_of_accessibility() {
     let axe = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("target/clients/node/node_modules/axe-core/axe.min.js");
     let Ok(axe) = std::fs::read_to_string(axe) else {
-        return common::skipped(
+        return crate::common::skipped(
             "accessibility was not tested: npm install --prefix target/clients/node axe-core",
         );
     };

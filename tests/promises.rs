@@ -8,6 +8,7 @@ mod hostile;
 mod log;
 mod minimal;
 mod operations;
+mod page;
 mod proxy;
 mod service;
 mod store;
