@@ -20,7 +20,8 @@ fn command(environment: &[(&str, &str)], arguments: &[&str]) -> Command {
     let mut command = Server::command();
     command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
     command.envs(environment.iter().copied());
-    command.args(["--listen", "127.0.0.1:0", "--interval", "100ms"]).args(arguments);
+    // A fetch may take two intervals: enough on a loaded machine.
+    command.args(["--listen", "127.0.0.1:0", "--interval", "500ms"]).args(arguments);
     command
 }
 
@@ -67,7 +68,7 @@ fn a_source_that_closes_kept_connections_costs_no_fetch() {
         }
     });
     let server = start(&[], &url);
-    eventually("20 fetches", || server.metric(OK) >= 20.0);
+    eventually("ten fetches", || server.metric(OK) >= 10.0);
     assert_eq!(outcomes(&server), 1, "no fetch failed");
 }
 
