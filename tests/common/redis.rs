@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use btc_ticker::system::random;
+use btc_ticker::system::{random, unix_millis};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -71,6 +71,13 @@ impl Redis {
         let output = cli.wait_with_output().unwrap();
         writer.join().unwrap().unwrap();
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Adds updates of the last seconds, a millisecond apart.
+    pub fn fill(&self, updates: u64) {
+        let first = unix_millis() - updates;
+        let add = |n| format!("XADD {KEY} {}-0 price {n}\n", first + n);
+        self.run_all(&(1..=updates).map(add).collect::<String>());
     }
 
     fn cli(&self) -> Command {
