@@ -57,7 +57,7 @@ pub fn widen_futex_table() {
 /// Returns how many of the bytes written to the socket its peer has not acknowledged. Never blocks. Always 0 on
 /// other systems than Linux: there only a write that blocks shows that a peer has stalled.
 #[allow(unsafe_code)]
-#[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
+#[cfg_attr(not(target_os = "linux"), allow(unused_mut, unused_variables))]
 pub fn unacknowledged(socket: &TcpStream) -> u64 {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the descriptor is open, and the call writes only to `bytes`. It fails only for an unknown request.
