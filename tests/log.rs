@@ -135,7 +135,7 @@ fn an_invalid_rust_log_is_reported_and_does_not_stop_the_service() {
     let source = Source::start();
     let mut command = Server::command();
     command.env("RUST_LOG", "btc_ticker=much");
-    let server = Server::poll(command, "127.0.0.1:0", &source, &[]);
+    let server = Server::poll(command, &source, &[]);
     eventually("the log reports it", || server.log().contains("much"));
     server.stream("/stream").update();
 }

@@ -20,13 +20,11 @@ fn minimal() -> Command {
         "{} is not up to date; run `cargo build --example minimal`, or `cargo test` without --test",
         program.display()
     );
-    let mut command = Command::new(program);
-    quiet(&mut command);
-    command
+    quiet(program)
 }
 
 fn start(source: &Source, arguments: &[&str]) -> Server {
-    Server::poll(minimal(), "127.0.0.1:0", source, arguments)
+    Server::poll(minimal(), source, arguments)
 }
 
 #[test]
@@ -156,6 +154,6 @@ fn streams_end_and_the_process_exits_at_a_signal() {
         streams[9].update();
         let (status, log) = server.stop(signal);
         assert_eq!(status.code(), Some(0), "{log}");
-        assert!(streams.into_iter().all(Stream::ends));
+        streams.into_iter().for_each(Stream::ends);
     }
 }

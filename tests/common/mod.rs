@@ -6,9 +6,11 @@
 pub mod browser;
 pub mod redis;
 
+use std::ffi::OsStr;
+use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
@@ -56,6 +58,20 @@ pub fn folder(name: &str) -> PathBuf {
     folder
 }
 
+/// Returns an address on which nothing listens, until another program takes it.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Makes a key and a certificate, `key` and `certificate` in this folder, with more options of `openssl req`.
+pub fn make_certificate(folder: &Path, key: &str, certificate: &str, more: &[&str]) {
+    let mut openssl = Command::new("openssl");
+    openssl.current_dir(folder).args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]);
+    openssl.args(["-pkeyopt", "ec_paramgen_curve:P-256", "-keyout", key, "-out", certificate]);
+    let made = openssl.args(more).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
 // ---------------------------------------------------------------------------------- the source
 
 /// The source's response to the next requests.
@@ -70,6 +86,13 @@ pub enum Say {
     Status(u16, String, String),
     /// No response until the script changes.
     Nothing,
+}
+
+impl Say {
+    /// This status, without a body.
+    pub fn status(code: u16) -> Say {
+        Say::Status(code, String::new(), String::new())
+    }
 }
 
 /// A price source on loopback. By default it responds with `{"price":1}`, `{"price":2}` and so on.
@@ -199,18 +222,22 @@ pub struct Server {
 impl Server {
     /// Starts a server that polls `source` every 100 ms, unless `arguments` set another interval.
     pub fn start(source: &Source, arguments: &[&str]) -> Server {
-        Server::start_at("127.0.0.1:0", source, arguments)
+        Server::poll(Server::command(), source, arguments)
     }
 
     pub fn start_at(address: &str, source: &Source, arguments: &[&str]) -> Server {
-        Server::poll(Server::command(), address, source, arguments)
+        Server::start(source, &[&["--listen", address], arguments].concat())
+    }
+
+    /// Starts a server with simulated prices.
+    pub fn demo(arguments: &[&str]) -> Server {
+        let demo = ["--source", "demo", "--listen", "127.0.0.1:0", "--interval", "100ms"];
+        Server::run(Server::command().args(demo).args(arguments))
     }
 
     /// Returns a command that runs the binary, without variables that would configure it.
     pub fn command() -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_btc-ticker"));
-        quiet(&mut command);
-        command
+        quiet(env!("CARGO_BIN_EXE_btc-ticker"))
     }
 
     /// Starts a server under a limit of `ulimit`: `-n 128` is 128 open files, `-u 300` is 300 threads.
@@ -221,10 +248,9 @@ impl Server {
 
     /// Starts a server from a line of bash, in which `$0` is the binary and `$@` its arguments.
     pub fn start_by_shell(line: &str, source: &Source, arguments: &[&str]) -> Server {
-        let mut command = Command::new("bash");
-        quiet(&mut command);
+        let mut command = quiet("bash");
         command.args(["-c", line, env!("CARGO_BIN_EXE_btc-ticker")]);
-        Server::poll(command, "127.0.0.1:0", source, arguments)
+        Server::poll(command, source, arguments)
     }
 
     /// Starts a server whose clock is wrong, by `+3d` or `-1h`. Returns `None` if libfaketime is not installed.
@@ -239,8 +265,8 @@ impl Server {
     }
 
     /// Starts a server from a command that takes the binary's options, with the options of `start`.
-    pub fn poll(mut command: Command, listen: &str, source: &Source, more: &[&str]) -> Server {
-        command.args(["--listen", listen, "--interval", "100ms"]);
+    pub fn poll(mut command: Command, source: &Source, more: &[&str]) -> Server {
+        command.args(["--listen", "127.0.0.1:0", "--interval", "100ms"]);
         command.args(["--source-url", &source.url(), "--price-at", "/price"]);
         Server::run(command.args(more))
     }
@@ -281,6 +307,14 @@ impl Server {
         child.wait_with_output().unwrap()
     }
 
+    /// Runs a command that must exit with this status. Returns its standard error.
+    pub fn fails(command: &mut Command, status: i32) -> String {
+        let output = Server::exits(command);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{command:?}: {error}");
+        error
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
@@ -294,23 +328,30 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits until the log has this text and an address after it. Returns the address.
+    pub fn logged_address(&self, text: &str) -> SocketAddr {
+        let mut address = None;
+        eventually(text, || {
+            let log = self.log();
+            let found = log.split_once(text).and_then(|(_, rest)| rest.lines().next());
+            address = found.and_then(|rest| rest.parse().ok());
+            address.is_some()
+        });
+        address.unwrap()
+    }
+
     /// Sends a GET request on a new connection and reads the response.
     pub fn get(&self, path: &str) -> Answer {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
+        Connection::to(self.address).get(path)
     }
 
     /// Sends these bytes on a new connection and reads one response.
     pub fn ask(&self, request: &str) -> Answer {
-        let mut connection = self.connect();
-        connection.write_all(request.as_bytes()).unwrap();
-        Answer::read(&mut BufReader::new(connection), !request.starts_with("HEAD"))
-            .unwrap_or_else(|| panic!("no response to {request:?}"))
+        Connection::to(self.address).ask(request)
     }
 
     pub fn connect(&self) -> TcpStream {
-        let connection = TcpStream::connect(self.address).unwrap();
-        connection.set_read_timeout(Some(PATIENCE)).unwrap();
-        connection
+        Connection::to(self.address).0.into_inner()
     }
 
     /// Opens a stream: `/stream`, perhaps with `?since=…`.
@@ -322,9 +363,19 @@ impl Server {
         Stream::open(self.connect(), path, headers)
     }
 
+    /// Opens a stream as a client that reconnects and sends this id.
+    pub fn resume(&self, id: impl Display) -> Stream {
+        self.stream_with("/stream", &format!("Last-Event-ID: {id}\r\n"))
+    }
+
     /// Fetches the value of a metric, given its name and labels as `/metrics` prints them.
     pub fn metric(&self, name: &str) -> f64 {
         self.get("/metrics").metric(name)
+    }
+
+    /// Returns the number of fetches with this outcome.
+    pub fn fetches(&self, outcome: &str) -> f64 {
+        self.metric(&format!("btc_ticker_fetches_total{{outcome=\"{outcome}\"}}"))
     }
 
     /// Asserts that the server's history has no other updates between the first of these and the last.
@@ -347,6 +398,13 @@ impl Server {
         let status = self.child.wait().unwrap();
         self.log_reader.take().map(thread::JoinHandle::join);
         (status, self.log())
+    }
+
+    /// Sends the signal. Asserts that the process exits with status 0, and returns the whole log.
+    pub fn stop_cleanly(self, signal: Signal) -> String {
+        let (status, log) = self.stop(signal);
+        assert_eq!(status.code(), Some(0), "{log}");
+        log
     }
 
     /// Returns the number of threads of the process.
@@ -392,18 +450,41 @@ pub fn faketime() -> Option<String> {
     Some(format!("LD_PRELOAD={} FAKETIME_DONT_FAKE_MONOTONIC=1", library.display()))
 }
 
-/// Removes the environment variables that configure a server or its HTTP client.
-pub fn quiet(command: &mut Command) {
-    let ours = |name: &str| name.starts_with("BTC_TICKER_") || name == "COINDESK_API_KEY";
-    let proxy = |name: &str| name.to_ascii_lowercase().ends_with("_proxy");
+/// Returns a command without the environment variables that configure a server or its HTTP client.
+pub fn quiet(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars() {
-        if ours(&name) || proxy(&name) || name == "RUST_LOG" {
+        let configures_proxy = name.to_ascii_lowercase().ends_with("_proxy");
+        let others = ["COINDESK_API_KEY", "RUST_LOG", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+        if configures_proxy || name.starts_with("BTC_TICKER_") || others.contains(&name.as_str()) {
             command.env_remove(name);
         }
     }
+    command
 }
 
 // ---------------------------------------------------------------------------------- the client
+
+/// A connection for requests and their responses, in turn.
+pub struct Connection(pub BufReader<TcpStream>);
+
+impl Connection {
+    pub fn to(address: SocketAddr) -> Connection {
+        let connection = TcpStream::connect(address).unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        Connection(BufReader::new(connection))
+    }
+
+    pub fn get(&mut self, path: &str) -> Answer {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
+    }
+
+    pub fn ask(&mut self, request: &str) -> Answer {
+        self.0.get_mut().write_all(request.as_bytes()).unwrap();
+        let answer = Answer::read(&mut self.0, !request.starts_with("HEAD"));
+        answer.unwrap_or_else(|| panic!("no response to {request:?}"))
+    }
+}
 
 /// A response with a `Content-Length`.
 #[derive(Debug)]
@@ -458,13 +539,12 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// A block of lines of a stream: an event, a comment, `retry`, or several of these.
+/// A block of lines of a stream: an event, `retry`, or both.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Event {
     pub id: Option<u64>,
     pub name: Option<String>,
     pub data: Option<String>,
-    pub comment: Option<String>,
     pub retry: Option<u64>,
 }
 
@@ -538,7 +618,7 @@ impl Stream {
             let (field, value) = line.split_once(':').expect("a field");
             let value = value.strip_prefix(' ').unwrap_or(value).to_owned();
             match field {
-                "" => event.comment = Some(value),
+                "" => {} // A comment.
                 "id" => event.id = Some(value.parse().expect("an id in milliseconds")),
                 "event" => event.name = Some(value),
                 "data" => event.data = Some(value),
@@ -560,7 +640,7 @@ impl Stream {
         loop {
             let event = self.next().expect("the stream is open");
             if event.data.is_some() {
-                return Event { retry: None, comment: None, ..event };
+                return Event { retry: None, ..event };
             }
         }
     }
@@ -599,9 +679,8 @@ impl Stream {
     }
 
     /// Reads until the server ends the stream. Panics if it does not.
-    pub fn ends(mut self) -> bool {
+    pub fn ends(mut self) {
         while self.next().is_some() {}
-        true
     }
 }
 
