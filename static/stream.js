@@ -1,9 +1,9 @@
 // The connection to the server: the stream and, while the stream is slow or held back, /price.
 // Reports everything to `state.js` and renders nothing.
 //
-// Over HTTP/1.1 a browser opens at most six connections to a host, shared by all tabs. So the tabs
-// share a BroadcastChannel: a tab that connects or is hidden announces its rank, and a hidden tab with
-// a higher one pauses its own stream until it is shown again or another tab closes.
+// Over HTTP/1.1 a browser opens at most six connections to a host, shared by all tabs. So only the
+// tabs that are shown stream, or else the one that was hidden last. The tabs share a BroadcastChannel:
+// a tab that connects or is hidden announces its rank, and of two hidden tabs the higher rank pauses.
 
 import * as state from "./state.js";
 
@@ -13,7 +13,7 @@ const LONGEST_WAIT = 30_000;
 const LONGEST_RETRY = 5000; // the longest `retry` of the server: how long a browser waits to reconnect
 
 const tabs = new BroadcastChannel("btc-ticker");
-const hiddenRank = Math.random(); // of two hidden tabs that connect at once, exactly one pauses
+let hiddenAt = distinctNow();
 let stream = null; // null while paused
 let retry;
 let failures = 0; // in a row
@@ -25,7 +25,7 @@ let nextQuote = 0;
 let sleepClock = Date.now() - performance.now();
 
 export function start() {
-  tabs.onmessage = ({ data }) => (data === "closed" ? resumeIfPaused() : yieldTo(data));
+  tabs.onmessage = ({ data }) => (data === "closed" ? resumeIfPaused() : compareWith(data));
   addEventListener("pagehide", leave);
   addEventListener("pageshow", (event) => event.persisted && connectAnew());
   addEventListener("online", () => stream && state.phase !== "open" && connect());
@@ -154,11 +154,17 @@ async function quote() {
 
 // ---- Among other tabs
 
-const rank = () => (document.hidden ? hiddenRank : 0);
+const rank = () => (document.hidden ? -hiddenAt : -Infinity);
 const announce = () => tabs.postMessage(rank());
+
+// No two tabs are hidden at the same time.
+function distinctNow() {
+  return Date.now() + Math.random();
+}
 
 function onVisibility() {
   if (document.hidden) {
+    hiddenAt = distinctNow();
     // The tab that is shown instead may have announced itself before this one was hidden.
     if (stream) announce();
   } else if (!stream || stream.readyState === EventSource.CLOSED) {
@@ -168,10 +174,15 @@ function onVisibility() {
   }
 }
 
-// A tab that streams and has the lower rank answers, so that the other one pauses instead.
-function yieldTo(other) {
-  if (stream && rank() < other) announce();
-  else if (document.hidden) pause();
+// A tab may have paused for another one that was shown and is hidden by now. So a paused tab that
+// hears of a higher rank resumes: if no tab streamed, the lowest rank would have heard of one.
+function compareWith(other) {
+  if (rank() < other) {
+    if (stream) announce();
+    else resumeIfPaused();
+  } else if (document.hidden) {
+    pause();
+  }
 }
 
 function pause() {
@@ -181,7 +192,7 @@ function pause() {
   state.setPhase("paused");
 }
 
-// Each paused tab waits for a random time; the first one to connect keeps the others paused.
+// Each paused tab waits for a random time: the first one to connect pauses most of the others.
 function resumeIfPaused() {
   if (stream) return;
   clearTimeout(retry);

@@ -529,6 +529,15 @@ fn twelve_tabs_share_the_connections_of_a_browser() {
     let last = streams_alone(11);
     browser.devtools("Target.closeTarget", json!({"targetId": last}));
     streams_alone(10);
+    // A tab says that it is shown, and is hidden before it hears that the others were: it was hidden first.
+    let accepted = || server.metric("btc_ticker_clients_accepted_total");
+    let before = accepted();
+    browser.open(&server.url("/price"));
+    browser.eval(
+        "void ((tabs) => [-Infinity, 0].forEach((rank) => tabs.postMessage(rank)))(new BroadcastChannel('btc-ticker'))",
+    );
+    eventually("a tab resumes", || accepted() > before);
+    streams_alone(10);
 }
 
 #[test]
