@@ -249,9 +249,7 @@ fn a_proxy_that_cannot_be_used_is_refused_at_the_start() {
         ("http_proxy", "::::"),
     ] {
         let mut command = command(&[(variable, value)], &["--source", "coinbase"]);
-        let output = Server::exits(&mut command);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{error}");
+        let error = Server::fails(&mut command, 2);
         assert!(error.contains(variable) && error.contains("socks5h://"), "{error}");
         assert!(!error.contains("secret"), "{error}");
     }

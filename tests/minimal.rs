@@ -1,11 +1,11 @@
-//! The promises of the service that the minimal version, `peers/minimal.rs`, keeps as well. Its real
-//! binary, over real sockets.
+//! The promises that the service and the minimal version, `peers/minimal.rs`, both keep, and the minimal
+//! version's own. The real binaries, over real sockets.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 
-use crate::common::{Say, Server, Source, Stream, assert_in_order, quiet};
+use crate::common::{Say, Server, Source, Stream, assert_in_order, eventually, quiet};
 use nix::sys::signal::Signal;
 
 /// The binary of the example, which `cargo test` builds beside the tests.
@@ -27,51 +27,68 @@ fn start(source: &Source, arguments: &[&str]) -> Server {
     Server::poll(minimal(), source, arguments)
 }
 
-#[test]
-fn a_client_gets_the_latest_update_and_then_every_update_in_order() {
-    let source = Source::start();
-    let server = start(&source, &[]);
-    server.stream("/stream?since=0").updates(3);
-    source.ration();
-    let latest = server.get("/price").json();
-    let mut stream = server.stream("/stream");
-    assert_eq!(stream.header("Content-Type"), Some("text/event-stream"));
-    let first = stream.update();
-    assert_eq!(first.json(), latest);
-    source.allow(5);
-    let updates = [vec![first], stream.updates(5)].concat();
-    assert_in_order(&updates);
-    server.assert_complete(&updates);
-}
+/// The service, and the minimal version.
+const BOTH: [fn(&Source, &[&str]) -> Server; 2] = [Server::start, start];
 
 #[test]
-fn price_is_the_latest_update_and_has_exactly_its_two_fields() {
-    let source = Source::start();
-    source.ration();
-    let server = start(&source, &[]);
-    assert_eq!(server.get("/price").status, 503, "there is no price yet");
-    source.allow(1);
-    let update = server.stream("/stream").update();
-    let price = server.get("/price");
-    assert_eq!((price.status, price.body.as_str()), (200, update.data.as_deref().unwrap()));
-    assert_eq!(price.header("Content-Type"), Some("application/json"));
-    assert_eq!(price.json().as_object().unwrap().len(), 2);
+fn a_client_gets_the_latest_update_and_then_every_update_in_order() {
+    for start in BOTH {
+        let source = Source::start();
+        source.ration();
+        let server = start(&source, &[]);
+        assert_eq!(server.get("/price").status, 503, "there is no price yet");
+        source.allow(3);
+        let latest = server.stream("/stream?since=0").updates(3).pop().unwrap();
+        let price = server.get("/price");
+        assert_eq!(price.status, 200);
+        assert_eq!(price.header("Content-Type"), Some("application/json"));
+        assert_eq!(price.body, latest.data.clone().unwrap());
+        assert_eq!(price.json().as_object().unwrap().len(), 2);
+
+        let mut stream = server.stream("/stream");
+        assert_eq!(stream.header("Content-Type"), Some("text/event-stream"));
+        let mut updates = stream.updates(1);
+        assert_eq!(updates[0], latest);
+        source.allow(5);
+        updates.extend(stream.updates(5));
+        server.assert_complete(&updates);
+    }
 }
 
 #[test]
 fn a_client_that_was_away_gets_exactly_what_it_missed_and_is_live_again() {
-    let source = Source::start();
-    let server = start(&source, &[]);
-    let before = server.stream("/stream?since=0").updates(3);
-    assert_eq!(before[0].price(), 1.0, "since=0 is all there is");
-    let last = before[2].id.unwrap();
-    server.stream("/stream").updates(4);
+    for start in BOTH {
+        let source = Source::start();
+        let server = start(&source, &[]);
+        let before = server.stream("/stream?since=0").updates(3);
+        assert_eq!(before[0].price(), 1.0, "since=0 stands for all updates");
+        let (first, last) = (before[0].id.unwrap(), before[2].id.unwrap());
+        server.stream("/stream").updates(6);
 
-    let mut by_since = server.stream(&format!("/stream?since={last}"));
-    let mut by_header = server.stream_with("/stream", &format!("Last-Event-ID: {last}\r\n"));
-    let mut by_both = server.stream_with("/stream?since=0", &format!("Last-Event-ID: {last}\r\n"));
-    for stream in [&mut by_since, &mut by_header, &mut by_both] {
-        server.assert_complete(&[before.clone(), stream.updates(6)].concat());
+        let by_since = server.stream(&format!("/stream?since={last}"));
+        // A browser that reconnects sends both; the header is newer.
+        let id = format!("Last-Event-ID: {last}\r\n");
+        let by_both = server.stream_with(&format!("/stream?since={first}"), &id);
+        for mut stream in [by_since, server.resume(last), by_both] {
+            server.assert_complete(&[before.clone(), stream.updates(9)].concat());
+        }
+    }
+}
+
+#[test]
+fn simulated_prices_are_marked_wherever_they_show() {
+    for mut command in [Server::command(), minimal()] {
+        let demo = ["--source", "demo", "--listen", "127.0.0.1:0", "--interval", "100ms"];
+        let server = Server::run(command.args(demo));
+        let mut stream = server.stream("/stream");
+        assert_eq!(stream.header("X-Price-Source"), Some("demo (simulated)"));
+        assert!(stream.line().contains("simulated"));
+        stream.updates(2);
+        assert_eq!(server.get("/price").header("X-Price-Source"), Some("demo (simulated)"));
+    }
+    for start in BOTH {
+        let source = Source::start();
+        assert_eq!(start(&source, &[]).stream("/stream").header("X-Price-Source"), None);
     }
 }
 
@@ -108,12 +125,11 @@ fn what_is_not_a_price_is_not_an_update() {
     for body in ["not JSON", "{}", "{\"price\":-1}", "{\"price\":\"NaN\"}", "{\"price\":null}"] {
         let asked = source.requests().len();
         source.say(Say::Body(body.to_owned()));
-        crate::common::eventually("it was asked again", || source.requests().len() > asked + 1);
+        eventually("it was asked again", || source.requests().len() > asked + 1);
         source.say(Say::Prices);
         assert!(stream.update().price() >= 1.0, "{body}");
     }
-    let next = stream.updates(2);
-    assert_in_order(&next);
+    assert_in_order(&stream.updates(2));
     assert!(server.log().contains("no price"), "{}", server.log());
 }
 
@@ -130,30 +146,13 @@ fn what_it_cannot_answer_is_refused() {
 }
 
 #[test]
-fn simulated_prices_are_marked_wherever_they_show() {
-    let mut command = minimal();
-    let arguments = ["--source", "demo", "--listen", "127.0.0.1:0", "--interval", "100ms"];
-    let server = Server::run(command.args(arguments));
-    let mut stream = server.stream("/stream");
-    assert_eq!(stream.header("X-Price-Source"), Some("demo (simulated)"));
-    assert!(stream.line().contains("simulated"));
-    stream.updates(2);
-    assert_eq!(server.get("/price").header("X-Price-Source"), Some("demo (simulated)"));
-
-    let source = Source::start();
-    let server = start(&source, &[]);
-    assert_eq!(server.stream("/stream").header("X-Price-Source"), None);
-}
-
-#[test]
 fn streams_end_and_the_process_exits_at_a_signal() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let source = Source::start();
         let server = start(&source, &[]);
         let mut streams: Vec<Stream> = (0..10).map(|_| server.stream("/stream")).collect();
         streams[9].update();
-        let (status, log) = server.stop(signal);
-        assert_eq!(status.code(), Some(0), "{log}");
+        server.stop_cleanly(signal);
         streams.into_iter().for_each(Stream::ends);
     }
 }

@@ -1,7 +1,8 @@
 //! What a client receives: every update, those that it missed, and a `gap` if some are missing. Also requests,
 //! options and the shutdown. Runs the real binary over real sockets.
 
-use crate::common::{Say, Server, Source, Stream, assert_in_order, eventually};
+use crate::common::redis::Redis;
+use crate::common::{Say, Server, Source, Stream, assert_in_order, eventually, narrow};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -39,25 +40,6 @@ fn a_stream_begins_with_its_headers_retry_and_a_status() {
 }
 
 #[test]
-fn a_reconnecting_client_receives_the_updates_it_missed_then_live_ones() {
-    let source = Source::start();
-    let server = Server::start(&source, &[]);
-    let before = server.stream("/stream?since=0").updates(3);
-    assert_eq!(before[0].price(), 1.0, "since=0 stands for all updates");
-    let last = before[2].id.unwrap();
-    server.stream("/stream").updates(6);
-
-    let mut by_since = server.stream(&format!("/stream?since={last}"));
-    let mut by_header = server.stream_with("/stream", &format!("Last-Event-ID: {last}\r\n"));
-    // A reconnecting browser sends both; the header is newer.
-    let both = format!("/stream?since={}", before[0].id.unwrap());
-    let mut by_both = server.stream_with(&both, &format!("Last-Event-ID: {last}\r\n"));
-    for stream in [&mut by_since, &mut by_header, &mut by_both] {
-        server.assert_complete(&[before.clone(), stream.updates(9)].concat());
-    }
-}
-
-#[test]
 fn since_is_a_date_or_unix_time_or_how_long_ago() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
@@ -91,8 +73,7 @@ fn an_unknown_id_gets_a_gap_then_live_updates() {
         ("c3f1-aa".to_owned(), None),
         ("9".repeat(30), None),
     ] {
-        let header = format!("Last-Event-ID: {id}\r\n");
-        let mut stream = server.stream_with("/stream", &header);
+        let mut stream = server.resume(&id);
         let gap = stream.named("gap");
         assert_eq!(gap["since"].as_u64(), since, "{id}");
         let updates = stream.updates(3);
@@ -122,7 +103,7 @@ fn before_the_first_update_requests_get_503_and_streams_a_status_and_keep_alive_
     assert!(stream.line().starts_with("retry: "));
     assert_eq!(stream.named("status")["latest"], Value::Null);
     assert_eq!((stream.line(), stream.line()), (":".into(), ":".into()));
-    let mut foreign = server.stream_with("/stream", "Last-Event-ID: 99999999999999\r\n");
+    let mut foreign = server.resume(99_999_999_999_999_u64);
     assert_eq!(foreign.named("gap")["oldest"], Value::Null);
     source.allow(u64::MAX);
     stream.update();
@@ -134,9 +115,8 @@ fn the_history_is_an_array_and_can_be_paged_through() {
     let source = Source::start();
     let server = Server::start(&source, &["--interval", "50ms"]);
     eventually("ten updates", || server.metric("btc_ticker_history_updates") >= 10.0);
-    source.say(Say::Status(500, String::new(), String::new()));
-    let failures = "btc_ticker_fetches_total{outcome=\"HTTP 500\"}";
-    eventually("publishing stops", || server.metric(failures) > 0.0);
+    source.say(Say::status(500));
+    eventually("publishing stops", || server.fetches("HTTP 500") > 0.0);
     let latest = server.get("/price").json();
     let mut stream = server.stream("/stream?since=0");
     let mut all = vec![stream.update().json()];
@@ -218,28 +198,28 @@ fn updates_that_expired_or_were_lost_in_a_restart_are_reported_as_a_gap() {
     let address = server.address.to_string();
     server.stop(Signal::SIGTERM);
     let server = Server::start_at(&address, &source, &[]);
-    let mut stream = server.stream_with("/stream", &format!("Last-Event-ID: {latest}\r\n"));
+    let mut stream = server.resume(latest);
     assert_eq!(stream.named("gap")["since"].as_u64(), Some(latest));
     stream.updates(2);
 }
 
 #[test]
 fn a_reader_that_pauses_misses_nothing_and_does_not_block_others() {
+    // More than all buffers on the way to a client hold.
+    const BURST: usize = 20_000;
+    let Some(redis) = Redis::start("pauses", &[]) else { return };
+    redis.fill(1);
     let source = Source::start();
-    let server = Server::start(&source, &["--interval", "1ms"]);
-    // More than the kernel buffers for a client.
+    source.say(Say::Nothing);
+    let server = Server::start(&source, &["--store", &redis.url()]);
     let mut others = server.stream("/stream?since=0");
-    others.updates(5_000);
-    let mut slow = Stream::open(crate::common::narrow(&server), "/stream?since=0", "");
-    let mut all = vec![slow.update()];
-    // More than its channel buffers.
-    let seen = others.updates(1_000);
-    while all.last().unwrap().id < seen.last().unwrap().id {
-        all.push(slow.update());
-    }
-    all.extend(slow.updates(100));
+    let mut slow = Stream::open(narrow(&server), "/stream?since=0", "");
+    let first = others.update();
+    assert_eq!(slow.update(), first);
+    redis.fill(BURST as u64);
+    let seen = others.updates(BURST);
+    assert_eq!(slow.updates(BURST), seen);
     server.assert_complete(&seen);
-    server.assert_complete(&all);
 }
 
 #[test]
@@ -257,8 +237,7 @@ fn an_idle_stream_gets_keep_alive_comments() {
 #[test]
 fn no_fault_of_the_source_becomes_an_update_or_ends_a_stream() {
     let source = Source::start();
-    let arguments = ["--interval", "50ms"];
-    let server = Server::start(&source, &arguments);
+    let server = Server::start(&source, &["--interval", "50ms"]);
     let mut stream = server.stream("/stream?since=0");
     let mut expected = stream.update().price() + 1.0;
     let body = |body: &str| Say::Body(body.to_owned());
@@ -282,10 +261,9 @@ fn no_fault_of_the_source_becomes_an_update_or_ends_a_stream() {
         ("not JSON", body("{\"price\":1e999}")),
         ("too large", Say::Body(format!("{{\"price\":1,\"x\":\"{}\"}}", "x".repeat(10_000_000)))),
     ] {
-        let count = format!("btc_ticker_fetches_total{{outcome=\"{outcome}\"}}");
-        let before = server.metric(&count);
+        let before = server.fetches(outcome);
         source.say(fault);
-        eventually(outcome, || server.metric(&count) > before);
+        eventually(outcome, || server.fetches(outcome) > before);
         source.say(Say::Prices);
         // Prices that were fetched just before the fault may also arrive.
         let update = stream.update();
@@ -346,13 +324,10 @@ fn a_page_of_another_origin_may_use_fetch() {
 }
 
 #[test]
-fn price_is_the_latest_update_and_head_has_the_headers_of_get() {
+fn head_has_the_headers_of_get() {
     let source = Source::start();
     let server = Server::start(&source, &["--interval", "60s"]);
-    let update = server.stream("/stream?since=0").update();
-    let price = server.get("/price");
-    assert_eq!((price.status, price.body.as_str()), (200, update.data.as_deref().unwrap()));
-    assert_eq!(server.stream("/stream").update(), update, "without since, the latest comes first");
+    server.stream("/stream?since=0").update();
     let policy = server.get("/");
     assert!(policy.header("Content-Security-Policy").unwrap().contains("default-src 'none'"));
     for path in ["/", "/price", "/history", "/healthz", "/metrics", "/app.js", "/style.css"] {
@@ -366,23 +341,16 @@ fn price_is_the_latest_update_and_head_has_the_headers_of_get() {
     }
     let head = server.ask("HEAD /stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert_eq!((head.status, head.header("Content-Type")), (200, Some("text/event-stream")));
-    assert_eq!(server.metric("btc_ticker_clients_accepted_total"), 2.0, "HEAD opens no stream");
+    assert_eq!(server.metric("btc_ticker_clients_accepted_total"), 1.0, "HEAD opens no stream");
 }
 
 #[test]
 fn simulated_prices_are_marked_in_every_response() {
-    let mut command = Server::command();
-    command.args(["--source", "demo", "--listen", "127.0.0.1:0", "--interval", "100ms"]);
-    let server = Server::run(&mut command);
+    let server = Server::demo(&[]);
     let mut stream = server.stream("/stream");
-    let marked = |head: Option<&str>| head.is_some_and(|value| value.contains("simulated"));
-    assert!(marked(stream.header("X-Price-Source")));
-    assert!(marked(Some(&stream.line())));
     assert_eq!(stream.named("status")["simulated"], true);
     assert!(stream.updates(3).iter().all(|update| update.price() > 1_000.0));
-    for path in ["/price", "/history"] {
-        assert!(marked(server.get(path).header("X-Price-Source")), "{path}");
-    }
+    assert_eq!(server.get("/history").header("X-Price-Source"), Some("demo (simulated)"));
     assert_eq!(server.get("/healthz").json()["simulated"], true);
     let metric = "btc_ticker_price_usd{source=\"demo (simulated)\"}";
     assert!(server.get("/metrics").body.contains(metric));
@@ -398,13 +366,10 @@ fn streams_end_with_the_service() {
         let server = Server::start_by_shell(line, &source, &[]);
         let mut streams: Vec<Stream> = (0..50).map(|_| server.stream("/stream")).collect();
         streams[49].update();
-        let (status, log) = server.stop(signal);
-        assert_eq!(status.code(), Some(0), "{log}");
+        let log = server.stop_cleanly(signal);
         assert!(log.contains("received a signal"), "{log}");
-        assert!(
-            !log.contains("before all threads have ended"),
-            "every stream ends on its own: {log}"
-        );
+        let waits = log.contains("before all threads have ended");
+        assert!(!waits, "every stream ends on its own: {log}");
         streams.into_iter().for_each(Stream::ends);
     }
 }
@@ -433,9 +398,7 @@ fn an_invalid_option_is_refused_with_a_valid_example() {
         (&["--journal", "x"], "--help"),
         (&["--follow", "http://a"], "--help"),
     ] {
-        let output = Server::command().args(arguments).output().unwrap();
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        let error = Server::fails(Server::command().args(arguments), 2);
         assert!(error.contains(hint), "{arguments:?}: {error}");
         assert!(!error.contains("SEKRET"), "{error}");
     }
@@ -443,15 +406,11 @@ fn an_invalid_option_is_refused_with_a_valid_example() {
 
 #[test]
 fn an_invalid_environment_variable_is_named_and_an_empty_one_is_unset() {
-    let fail = |arguments: &[&str]| {
-        let mut command = Server::command();
-        let output = command.env("BTC_TICKER_INTERVAL", "never").args(arguments).output().unwrap();
-        assert_eq!(output.status.code(), Some(2));
-        String::from_utf8(output.stderr).unwrap()
-    };
-    let error = fail(&[]);
+    let mut command = Server::command();
+    command.env("BTC_TICKER_INTERVAL", "never");
+    let error = Server::fails(&mut command, 2);
     assert!(error.contains("variable BTC_TICKER_INTERVAL") && error.contains("5s"), "{error}");
-    let error = fail(&["--interval", "soon"]);
+    let error = Server::fails(command.args(["--interval", "soon"]), 2);
     assert!(!error.contains("BTC_TICKER_INTERVAL"), "{error}");
 
     let mut command = Server::command();
@@ -470,12 +429,9 @@ fn an_address_in_use_is_reported() {
     let source = Source::start();
     let server = Server::start(&source, &[]);
     let address = server.address.to_string();
-    let output =
-        Server::command().args(["--source", "demo", "--listen", &address]).output().unwrap();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    let error =
+        Server::fails(Server::command().args(["--source", "demo", "--listen", &address]), 1);
     assert!(error.contains(&address) && error.contains("--listen"), "{error}");
-    assert!(output.stdout.is_empty());
 }
 
 #[test]

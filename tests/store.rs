@@ -5,9 +5,10 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::redis::{Faults, KEY, Redis, Roamers, Updates, free_port};
+use crate::common::redis::{Faults, KEY, Redis, Roamers, Updates};
 use crate::common::{
-    Event, Say, Server, Source, Stream, assert_in_order, eventually, folder, skipped,
+    Event, Say, Server, Source, assert_in_order, eventually, folder, free_address,
+    make_certificate, skipped,
 };
 use btc_ticker::system::unix_millis;
 use nix::sys::signal::Signal;
@@ -27,13 +28,9 @@ fn health(process: &Server) -> Value {
     process.get("/healthz").json()
 }
 
-fn newest(redis: &Redis) -> u64 {
-    redis.updates().last_key_value().map_or(0, |(&id, _)| id)
-}
-
 /// Waits for this many updates more in the store.
 fn wait_for_updates(redis: &Redis, number: usize) {
-    let before = newest(redis);
+    let before = redis.newest();
     eventually("new updates", || redis.updates().range(before + 1..).count() >= number);
 }
 
@@ -43,10 +40,6 @@ fn assert_complete(seen: &[Event], all: &Updates) {
     let (first, last) = (seen[0].id.unwrap(), seen.last().unwrap().id.unwrap());
     let stored = all.range(first..=last).map(|(&id, &price)| (id, price));
     assert!(stored.eq(received), "{seen:?}\n{all:?}");
-}
-
-fn continue_after(process: &Server, id: u64) -> Stream {
-    process.stream_with("/stream", &format!("Last-Event-ID: {id}\r\n"))
 }
 
 // ---------------------------------------------------------------------------------- failures
@@ -71,11 +64,11 @@ impl Cluster {
         wait_for_updates(&redis, 1);
         let clients = Roamers::start(8, &addresses, Duration::from_secs(2));
         let mut cluster = Cluster { redis, sources, processes, clients };
-        cluster.clients.wait_for(newest(&cluster.redis));
+        cluster.clients.wait_for(cluster.redis.newest());
         fault(&mut cluster);
         let Cluster { redis, clients, .. } = cluster;
         wait_for_updates(&redis, 3);
-        clients.wait_for(newest(&redis));
+        clients.wait_for(redis.newest());
         let (received, all) = (clients.leave(), redis.updates());
         for seen in received {
             assert_eq!(Faults::of(&seen, &all), Faults::default(), "{seen:?}\n{all:?}");
@@ -130,7 +123,7 @@ fn a_polling_process_that_was_frozen_leaves_the_turn_to_its_successor() {
 fn a_polling_process_without_its_source_is_replaced() {
     Cluster::survives("one-source", "100ms", |cluster| {
         let first = cluster.polling(None);
-        cluster.sources[first].say(Say::Status(500, String::new(), "oops".into()));
+        cluster.sources[first].say(Say::status(500));
         cluster.polling(Some(first));
         wait_for_updates(&cluster.redis, 3);
         assert_eq!(health(&cluster.processes[first])["polling"], false);
@@ -220,7 +213,7 @@ fn a_client_with_a_known_id_receives_no_gap_from_a_process_that_started_before_r
     drop(first);
     redis.kill();
     let late = process(&redis, &source, &retention);
-    let mut stream = continue_after(&late, last);
+    let mut stream = late.resume(last);
     // Longer than a client may be ahead of a process.
     let errors = "btc_ticker_store_errors_total{operation=\"read\"}";
     eventually("several attempts", || late.metric(errors) >= 4.0);
@@ -243,7 +236,7 @@ fn a_turn_that_is_held_for_too_long_is_logged_and_a_deleted_stream_starts_over()
     eventually("it is in the log", || process.log().contains("more than a day ahead"));
     wait_for_updates(&redis, 1);
     redis.run(&["DEL", KEY]);
-    eventually("its clock again", || (1..future).contains(&newest(&redis)));
+    eventually("its clock again", || (1..future).contains(&redis.newest()));
 }
 
 #[test]
@@ -269,10 +262,10 @@ fn every_client_receives_a_gap_when_redis_has_lost_updates() {
         assert!(gap.json()["since"].as_u64() >= Some(last));
         assert_eq!(gap.json()["oldest"].as_u64(), oldest);
         // So does a client that was away meanwhile, but only once.
-        let mut late = continue_after(process, before);
+        let mut late = process.resume(before);
         assert_eq!(late.named("gap")["oldest"].as_u64(), oldest);
         assert_eq!(late.update().id, oldest);
-        continue_after(process, oldest.unwrap()).update();
+        process.resume(oldest.unwrap()).update();
     }
 }
 
@@ -280,7 +273,7 @@ fn every_client_receives_a_gap_when_redis_has_lost_updates() {
 fn prices_are_stale_while_no_process_has_a_source() {
     Cluster::survives("no-source", "100ms", |cluster| {
         let say = |what: Say| cluster.sources.iter().for_each(|source| source.say(what.clone()));
-        say(Say::Status(500, String::new(), "oops".into()));
+        say(Say::status(500));
         for process in &cluster.processes {
             eventually("stale", || health(process)["status"] == "stale");
             assert_eq!(health(process)["store"], "ok", "that is not the store's fault");
@@ -305,7 +298,7 @@ fn processes_that_start_at_once_poll_in_turn_and_have_the_same_history() {
     let (polls, updates) = (source.requests().len(), redis.updates().len());
     assert!(polls <= updates + 2, "{polls} polls for {updates} updates");
     let since = redis.updates().first_key_value().map_or(0, |(&id, _)| id);
-    let seen = processes.map(|process| continue_after(&process, since).updates(7));
+    let seen = processes.map(|process| process.resume(since).updates(7));
     assert_in_order(&seen[0]);
     assert_eq!(seen[0], seen[1]);
 }
@@ -319,10 +312,10 @@ fn a_client_that_is_ahead_of_a_process_that_was_frozen_receives_nothing_twice() 
     for _ in 0..10 {
         processes[0].signal(Signal::SIGSTOP);
         let last = seen.last().unwrap().id.unwrap();
-        seen.extend(continue_after(&processes[1], last).updates(5));
+        seen.extend(processes[1].resume(last).updates(5));
         processes[0].signal(Signal::SIGCONT);
         let last = seen.last().unwrap().id.unwrap();
-        seen.extend(continue_after(&processes[0], last).updates(1));
+        seen.extend(processes[0].resume(last).updates(1));
     }
     assert_complete(&seen, &redis.updates());
 }
@@ -334,10 +327,10 @@ fn an_id_from_a_wrong_clock_receives_a_gap_and_then_live_updates() {
     let process = process(&redis, &source, &["--interval", "500ms"]);
     let first = process.stream("/stream").update().id.unwrap();
     // The next update is due after 500 ms: this client is just ahead.
-    let next = continue_after(&process, first + 250).update();
+    let next = process.resume(first + 250).update();
     assert!(next.id > Some(first + 250));
     let hour = 3_600_000;
-    let mut stream = continue_after(&process, first + hour);
+    let mut stream = process.resume(first + hour);
     assert_eq!(stream.named("gap")["since"].as_u64(), Some(first + hour));
     assert_in_order(&stream.updates(3));
 }
@@ -350,7 +343,7 @@ fn the_history_survives_a_restart_of_everything() {
     for _ in 0..3 {
         let process = process(&redis, &source, &[]);
         let mut stream = match seen.last() {
-            Some(last) => continue_after(&process, last.id.unwrap()),
+            Some(last) => process.resume(last.id.unwrap()),
             None => process.stream("/stream?since=0"),
         };
         seen.extend(stream.updates(5));
@@ -367,22 +360,19 @@ fn the_history_survives_a_restart_of_everything() {
 fn a_hundred_thousand_updates_are_served_from_the_store() {
     const NUMBER: u64 = 100_000;
     let Some(redis) = Redis::start("many", &[]) else { return };
-    let oldest = unix_millis() - 10 * NUMBER;
-    let add = "for n = 0, ARGV[1] - 1 do
-                   local id = string.format('%d-0', ARGV[2] + 10 * n)
-                   redis.call('XADD', KEYS[1], id, 'price', n .. '.5')
-               end";
-    redis.run(&["EVAL", add, "1", KEY, &NUMBER.to_string(), &oldest.to_string()]);
-    assert_eq!(redis.updates().len() as u64, NUMBER);
+    redis.fill(NUMBER);
+    let all = redis.updates();
+    assert_eq!(all.len() as u64, NUMBER);
+    let oldest = unix_millis() - NUMBER / 2;
     let source = Source::start();
     let process = process(&redis, &source, &[]);
-    let mut stream = continue_after(&process, oldest + 10_000);
-    for n in 1_001..NUMBER {
+    let mut stream = process.resume(oldest);
+    for (&id, &price) in all.range(oldest + 1..) {
         let update = stream.update();
-        assert_eq!((update.id, update.price()), (Some(oldest + 10 * n), n as f64 + 0.5));
+        assert_eq!((update.id, update.price()), (Some(id), price));
     }
     // The next one is live.
-    assert!(stream.update().price() < 1_000.0);
+    assert_eq!(stream.update().price(), 1.0);
 }
 
 #[test]
@@ -412,7 +402,7 @@ fn foreign_entries_are_skipped_and_logged() {
     // A process that starts afterwards skips them, too.
     let since = seen[0].id.unwrap();
     let other = self::process(&redis, &source, &[]);
-    assert_eq!(continue_after(&other, since).updates(seen.len() - 1), seen[1..]);
+    assert_eq!(other.resume(since).updates(seen.len() - 1), seen[1..]);
 }
 
 #[test]
@@ -420,9 +410,7 @@ fn simulated_prices_and_real_ones_do_not_mix() {
     let Some(redis) = Redis::start("simulated", &[]) else { return };
     let source = Source::start();
     let real = process(&redis, &source, &[]);
-    let mut demo = Server::command();
-    demo.args(["--source", "demo", "--interval", "100ms", "--listen", "127.0.0.1:0"]);
-    let demo = Server::run(demo.args(["--store", &redis.url()]));
+    let demo = Server::demo(&["--store", &redis.url()]);
     for (process, is_simulated) in [(&real, false), (&demo, true)] {
         let mut stream = process.stream("/stream");
         assert_eq!(stream.named("status")["simulated"], is_simulated);
@@ -495,10 +483,8 @@ fn the_password_appears_nowhere() {
     };
     let source = Source::start();
     let mut command = Server::command();
-    command.args(["--listen", "127.0.0.1:0", "--interval", "100ms"]);
-    command.args(["--source-url", &source.url(), "--price-at", "/price"]);
     command.env("RUST_LOG", "trace").env("BTC_TICKER_STORE", &store);
-    let process = Server::run(&mut command);
+    let process = Server::poll(command, &source, &[]);
     let mut stream = process.stream("/stream");
     stream.updates(2);
     redis.signal(Signal::SIGSTOP);
@@ -514,25 +500,22 @@ fn the_password_appears_nowhere() {
         let output = command.env("BTC_TICKER_STORE", &store).arg(argument).output().unwrap();
         silent(&format!("{output:?}"));
     }
-    for url in [
-        format!("redis://ticker:{left}{right}@{at}"),
-        format!("redis://ticker:{left}%4{right}@{at}"),
-        format!("redis://ticker:{left} {right}@{at}"),
-        format!("redis://ticker:{left}@{right}@{at}/x"),
-        format!("redis://:{left}/{right}@{at}"),
-        format!("redis://:{left}#{right}@{at}"),
-        format!("redis://ticker:1/{left}{right}@{at}"),
-        format!("redis://{left}:{right}"),
-        format!("redis//:{left}:{right}@{at}"),
-        format!("http://:{left}{right}@{at}"),
-        format!("{left}:{right}@{at}"),
+    for (code, url) in [
+        (1, format!("redis://ticker:{left}{right}@{at}")),
+        (1, format!("redis://ticker:{left}%4{right}@{at}")),
+        (1, format!("redis://ticker:{left} {right}@{at}")),
+        (2, format!("redis://ticker:{left}@{right}@{at}/x")),
+        (2, format!("redis://:{left}/{right}@{at}")),
+        (2, format!("redis://:{left}#{right}@{at}")),
+        (2, format!("redis://ticker:1/{left}{right}@{at}")),
+        (2, format!("redis://{left}:{right}")),
+        (2, format!("redis//:{left}:{right}@{at}")),
+        (2, format!("http://:{left}{right}@{at}")),
+        (2, format!("{left}:{right}@{at}")),
     ] {
-        let by_option = refused(|command| command.args(["--store", &url]));
-        let by_variable = refused(|command| command.env("BTC_TICKER_STORE", &url));
-        for output in [by_option, by_variable] {
-            assert!(output.status.code().is_some(), "{url} is refused");
-            silent(&format!("{output:?}"));
-        }
+        let mut command = without_store();
+        silent(&Server::fails(command.env("BTC_TICKER_STORE", &url), code));
+        silent(&Server::fails(without_store().args(["--store", &url]), code));
     }
 }
 
@@ -558,24 +541,21 @@ fn a_store_that_is_misconfigured_is_reported_at_the_start() {
         (format!("redis://{at}/99"), 1, "database"),
         (format!("redis://{}", web_server.address), 1, "Redis"),
     ] {
-        let output = refused(|command| command.args(["--store", &url]));
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{url}: {error}");
+        let error = Server::fails(without_store().args(["--store", &url]), code);
         assert!(error.contains(hint), "{url}: {error}");
         let lines = error.lines().filter(|line| !line.contains("INFO"));
         assert!(code == 2 || lines.count() == 1, "{url}: {error}");
     }
     redis.run(&["CONFIG", "SET", "requirepass", "secret"]);
-    let output = refused(|command| command.args(["--store", &redis.url()]));
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(1) && error.contains("password"), "{error}");
+    let error = Server::fails(without_store().args(["--store", &redis.url()]), 1);
+    assert!(error.contains("password"), "{error}");
 }
 
-/// Starts a process that should refuse the store that `configure` gives it.
-fn refused(configure: impl FnOnce(&mut Command) -> &mut Command) -> Output {
+/// Returns a command that would run, were it not for the store that the test adds.
+fn without_store() -> Command {
     let mut command = Server::command();
     command.args(["--source-url", "http://127.0.0.1:9/", "--listen", "127.0.0.1:0"]);
-    Server::exits(configure(&mut command))
+    command
 }
 
 #[test]
@@ -587,29 +567,25 @@ fn a_store_behind_tls_needs_a_certificate_that_the_system_trusts() {
         return skipped("rediss:// was not tested: apt-get install redis-server openssl");
     }
     let certificates = folder("store-tls");
-    let mut openssl = Command::new("openssl");
-    openssl.current_dir(&certificates).args(["req", "-x509", "-newkey", "ec", "-nodes"]);
-    openssl.args(["-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=localhost"]);
-    openssl.args(["-addext", "subjectAltName=IP:127.0.0.1"]);
-    openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
-    let made = openssl.args(["-keyout", "key.pem", "-out", "certificate.pem"]).output().unwrap();
-    assert!(made.status.success(), "{}", text(made));
+    let of = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-addext"];
+    let names = [&of[..], &["basicConstraints=critical,CA:FALSE"]].concat();
+    make_certificate(&certificates, "key.pem", "certificate.pem", &names);
     let file = |name: &str| certificates.join(name).to_str().unwrap().to_owned();
     let (port, certificate, key) =
-        (free_port().to_string(), file("certificate.pem"), file("key.pem"));
+        (free_address().port().to_string(), file("certificate.pem"), file("key.pem"));
     let options = [
         &["--tls-port", &port, "--tls-auth-clients", "no"][..],
         &["--tls-cert-file", &certificate, "--tls-key-file", &key],
     ];
     let Some(redis) = Redis::start("tls", &options.concat()) else { return };
     let source = Source::start();
-    let mut command = Server::command();
-    command.args(["--source-url", &source.url(), "--price-at", "/price", "--interval", "100ms"]);
-    command.args(["--listen", "127.0.0.1:0", "--store", &format!("rediss://127.0.0.1:{port}")]);
-    let stranger = Server::run(&mut command);
+    let secure = ["--store", &format!("rediss://127.0.0.1:{port}")];
+    let stranger = Server::start(&source, &secure);
     assert_eq!(stranger.get("/healthz").status, 503);
     assert!(stranger.log().contains("certificate"), "{}", stranger.log());
-    let process = Server::run(command.env("SSL_CERT_FILE", &certificate));
+    let mut command = Server::command();
+    command.env("SSL_CERT_FILE", &certificate);
+    let process = Server::poll(command, &source, &secure);
     let update = process.stream("/stream").update();
     assert_eq!(redis.updates()[&update.id.unwrap()], update.price());
 }

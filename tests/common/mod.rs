@@ -11,7 +11,7 @@ use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -296,22 +296,14 @@ impl Server {
         Server { child, address, log, log_reader: Some(log_reader) }
     }
 
-    /// Runs a command that must exit on its own. Kills it after `PATIENCE`.
-    pub fn exits(command: &mut Command) -> Output {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(10));
-        }
-        let _ = child.kill();
-        child.wait_with_output().unwrap()
-    }
-
-    /// Runs a command that must exit with this status. Returns its standard error.
+    /// Runs a command that must exit with this status, and prints nothing but errors. Returns them.
     pub fn fails(command: &mut Command, status: i32) -> String {
-        let output = Server::exits(command);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        eventually("it exits", || child.try_wait().unwrap().is_some());
+        let output = child.wait_with_output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(status), "{command:?}: {error}");
+        assert!(output.stdout.is_empty(), "{command:?}");
         error
     }
 

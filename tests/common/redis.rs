@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use btc_ticker::system::{random, unix_millis};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Stream, eventually, folder, skipped};
+use super::{Stream, eventually, folder, free_address, skipped};
 
 /// The stream of real prices.
 pub const KEY: &str = "btc-ticker:BTC-USD";
@@ -43,7 +43,7 @@ impl Redis {
         let mut started = None;
         // Another program may take the port first; then the server exits, and another port is tried.
         eventually("redis-server listens", || {
-            let port = free_port();
+            let port = free_address().port();
             let child = spawn(port, &folder, &options);
             let mut redis = Redis { port, folder: folder.clone(), options: options.clone(), child };
             started = redis.is_ready().then_some(redis);
@@ -73,11 +73,19 @@ impl Redis {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Adds updates of the last seconds, a millisecond apart.
+    /// Adds updates a millisecond apart, newer than all that it has, at once. The price is the timestamp.
     pub fn fill(&self, updates: u64) {
-        let first = unix_millis() - updates;
-        let add = |n| format!("XADD {KEY} {}-0 price {n}\n", first + n);
-        self.run_all(&(1..=updates).map(add).collect::<String>());
+        let first = 1 + self.newest().max(unix_millis() - updates);
+        let add = "for id = ARGV[1], ARGV[1] + ARGV[2] - 1 do
+                       id = string.format('%d', id)
+                       redis.call('XADD', KEYS[1], id .. '-0', 'price', id)
+                   end";
+        self.run(&["EVAL", add, "1", KEY, &first.to_string(), &updates.to_string()]);
+    }
+
+    /// The timestamp of the newest real price, 0 without one.
+    pub fn newest(&self) -> u64 {
+        self.updates().last_key_value().map_or(0, |(&id, _)| id)
     }
 
     fn cli(&self) -> Command {
@@ -137,10 +145,6 @@ impl Drop for Redis {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn spawn(port: u16, folder: &PathBuf, options: &[String]) -> Child {
