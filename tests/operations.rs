@@ -196,7 +196,7 @@ fn the_key_is_sent_to_the_source_and_shown_nowhere() {
 
     // A source that echoes the key.
     let echo = format!(r#"{{"Err":{{"message":"{KEY} is unknown"}}}}"#);
-    source.say(answer(401, "X: y", &echo));
+    source.say(Say::Status(401, String::new(), echo));
     let mut shown = stream.head.clone();
     eventually("clients receive the reason", || {
         let event = stream.event();
