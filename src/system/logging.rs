@@ -22,7 +22,8 @@ pub fn start() -> io::Result<Printer> {
     let printer = Printer::start("log", io::stderr())?;
     let level = env::var("RUST_LOG").unwrap_or_default();
     let mut builder = env_logger::Builder::new();
-    builder.parse_filters(if level.is_empty() { "info" } else { &level });
+    // What it does not mention, or misspells, stays at info.
+    builder.filter_level(LevelFilter::Info).parse_filters(&level);
     // It logs every refused certificate; the poller logs the first one of an outage.
     builder.filter_module("rustls_platform_verifier", LevelFilter::Off);
     builder.target(Target::Pipe(Box::new(printer.writer())));
