@@ -222,15 +222,38 @@ fn a_client_with_a_known_id_receives_no_gap_from_a_process_that_started_before_r
 }
 
 #[test]
-fn a_turn_that_is_held_for_too_long_is_logged_and_a_deleted_stream_starts_over() {
+fn a_turn_that_is_held_for_too_long_is_logged() {
     let Some(redis) = Redis::start("held", &[]) else { return };
     let source = Source::start();
+    let turn = format!("{KEY}:turn");
+    // For a day, for ever, and by a key of another type.
+    for held in
+        [&["SET", &turn, "x", "PX", "86400000"][..], &["SET", &turn, "x"], &["LPUSH", &turn, "x"]]
+    {
+        let process = process(&redis, &source, &[]);
+        wait_for_updates(&redis, 3);
+        // The process may hold the turn at this moment.
+        eventually("the turn is taken", || {
+            redis.run(held);
+            redis
+                .run(&["PTTL", &turn])
+                .trim()
+                .parse::<i64>()
+                .is_ok_and(|time| time == -1 || time > 1_000)
+        });
+        eventually("it is in the log", || {
+            process.log().contains(&format!("delete its key, {turn}"))
+        });
+        redis.run(&["DEL", &turn]);
+        wait_for_updates(&redis, 3);
+    }
+}
+
+#[test]
+fn a_deleted_stream_starts_over() {
+    let Some(redis) = Redis::start("deleted", &[]) else { return };
+    let source = Source::start();
     let process = process(&redis, &source, &[]);
-    wait_for_updates(&redis, 3);
-    redis.run(&["SET", &format!("{KEY}:turn"), "x", "PX", "86400000"]);
-    eventually("it is in the log", || process.log().contains("delete its key"));
-    redis.run(&["DEL", &format!("{KEY}:turn")]);
-    wait_for_updates(&redis, 3);
     let future = unix_millis() + 2 * 86_400_000;
     redis.run(&["XADD", KEY, &format!("{future}-0"), "price", "5"]);
     eventually("it is in the log", || process.log().contains("more than a day ahead"));

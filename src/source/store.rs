@@ -196,8 +196,8 @@ impl Connection {
                 Ok(millis) => Duration::from_millis(millis),
                 // It has just expired.
                 Err(_) if held_for == NO_KEY => Duration::ZERO,
-                // It has no expiry, which only another client can cause.
-                Err(_) => lease,
+                // It never expires: another client has set it, perhaps with another type.
+                Err(_) => Duration::MAX,
             };
             return Ok(Claim::Held(held_for));
         }

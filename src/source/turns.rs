@@ -133,7 +133,7 @@ impl Turns {
             Claim::Held(time) => {
                 if time > self.lease {
                     self.refusals.warn(format_args!(
-                        "store: the turn is held for {time:?}, longer than any lease; delete its key, {}",
+                        "store: another client holds the turn for longer than any lease; delete its key, {}",
                         connection.turn()
                     ));
                 }
