@@ -9,7 +9,7 @@ pub mod redis;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -61,6 +61,17 @@ pub fn folder(name: &str) -> PathBuf {
 /// Returns an address on which nothing listens, until another program takes it.
 pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Returns an address of this process alone, where no other program takes a port; systems other than Linux have
+/// only one for all. `second` tells the addresses of a process apart.
+pub fn own_address(second: u8) -> Ipv4Addr {
+    let [.., third, fourth] = std::process::id().to_be_bytes();
+    if cfg!(target_os = "linux") {
+        Ipv4Addr::new(127, second, third, fourth)
+    } else {
+        Ipv4Addr::LOCALHOST
+    }
 }
 
 /// Makes a key and a certificate, `key` and `certificate` in this folder, with more options of `openssl req`.
