@@ -3,22 +3,22 @@
 
 use std::fs;
 use std::io::{self, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{Answer, PATIENCE, Say, Server, Source, eventually, folder};
+use crate::common::{
+    Connection, Say, Server, Source, eventually, folder, free_address, make_certificate,
+    own_address, read_head, skipped,
+};
 use nix::sys::signal::Signal;
 
-const OK: &str = "btc_ticker_fetches_total{outcome=\"ok\"}";
-
-/// A program to run, with more in its environment.
+/// A command that runs the server with this environment and these options.
 fn command(environment: &[(&str, &str)], arguments: &[&str]) -> Command {
     let mut command = Server::command();
-    command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
     command.envs(environment.iter().copied());
     // A fetch may take two intervals: enough on a loaded machine.
     command.args(["--listen", "127.0.0.1:0", "--interval", "500ms"]).args(arguments);
@@ -29,13 +29,20 @@ fn start(environment: &[(&str, &str)], source_url: &str) -> Server {
     Server::run(&mut command(environment, &["--source-url", source_url, "--price-at", "/price"]))
 }
 
-/// One request to any address, and the answer.
-fn get(address: SocketAddr, path: &str) -> Answer {
-    let mut connection = TcpStream::connect(address).unwrap();
-    connection.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(connection, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    Answer::read(&mut BufReader::new(connection), true).expect("an answer")
+/// Listens on a free address, and serves each connection on a thread of its own.
+fn listen<R>(serve: impl Fn(TcpStream) -> R + Clone + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let serve = serve.clone();
+            thread::spawn(move || drop(serve(connection)));
+        }
+    });
+    address
 }
+
+const PRICE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"price\":1}";
 
 /// Waits for a price, which a server that cannot reach its source never has.
 fn await_price(server: &Server) -> f64 {
@@ -53,60 +60,45 @@ fn outcomes(server: &Server) -> usize {
 
 #[test]
 fn a_source_that_closes_kept_connections_costs_no_fetch() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/", listener.local_addr().unwrap());
     // It answers a request without saying that it will close, and closes when the next one arrives.
-    let answer_once = |mut connection: TcpStream| {
-        let mut reader = BufReader::new(connection.try_clone().unwrap());
-        crate::common::read_head(&mut reader);
-        let _ = connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"price\":1}");
-        crate::common::read_head(&mut reader);
-    };
-    thread::spawn(move || {
-        for connection in listener.incoming().flatten() {
-            thread::spawn(move || answer_once(connection));
-        }
+    let source = listen(|connection| {
+        let mut connection = Connection(BufReader::new(connection));
+        read_head(&mut connection.0);
+        let _ = connection.0.get_mut().write_all(PRICE);
+        read_head(&mut connection.0);
     });
-    let server = start(&[], &url);
-    eventually("ten fetches", || server.metric(OK) >= 10.0);
+    let server = start(&[], &format!("http://{source}/"));
+    eventually("ten fetches", || server.fetches("ok") >= 10.0);
     assert_eq!(outcomes(&server), 1, "no fetch failed");
 }
 
 #[test]
-fn a_slow_fetch_skips_a_tick_and_the_next_one_is_on_time() {
+fn a_fetch_that_takes_longer_than_an_interval_skips_a_tick_and_succeeds() {
     let source = Source::start();
     source.ration();
     source.allow(1);
-    let server = Server::start(&source, &["--interval", "1s"]);
-    eventually("the second fetch", || source.requests().len() == 2);
-    // It takes longer than an interval and shorter than two.
-    thread::sleep(Duration::from_millis(1_300));
+    let server = Server::start(&source, &["--interval", "4s"]);
+    let request = |n: usize| source.requests().get(n).copied();
+    eventually("the second fetch takes 5 s", || {
+        request(1).is_some_and(|begun| begun.elapsed() > Duration::from_secs(5))
+    });
     source.allow(u64::MAX);
-    eventually("two fetches after it", || source.requests().len() >= 4);
-    let pauses: Vec<Duration> =
-        source.requests().windows(2).map(|pair| pair[1] - pair[0]).collect();
-    for (pause, seconds) in pauses.iter().zip([1, 2, 1]) {
-        let late = pause.abs_diff(Duration::from_secs(seconds));
-        assert!(late < Duration::from_millis(400), "{pauses:?}");
-    }
+    eventually("a fetch after it", || request(2).is_some());
+    let pause = request(2).unwrap() - request(1).unwrap();
+    assert!(pause > Duration::from_secs(6), "not at the next tick but one: {pause:?}");
     assert_eq!(outcomes(&server), 1, "no fetch failed");
 }
 
 #[test]
 fn a_dead_name_server_delays_prices_and_does_not_stop_them() {
-    // Addresses of this process, because others may test at the same time.
-    let [.., third, fourth] = std::process::id().to_be_bytes();
-    let (dead, live) =
-        (Ipv4Addr::new(127, 53, third, fourth), Ipv4Addr::new(127, 54, third, fourth));
+    let (dead, live) = (own_address(53), own_address(54));
     let may_mount = Command::new("unshare").args(["--mount", "true"]).status();
     let (Ok(_dead), Ok(answering), true) = (
         UdpSocket::bind((dead, 53)),
         UdpSocket::bind((live, 53)),
         may_mount.is_ok_and(|status| status.success()),
     ) else {
-        return crate::common::skipped(
-            "a dead name server was not tested: it takes unshare (util-linux), as root",
-        );
+        return skipped("a dead name server was not tested: needs unshare (util-linux), as root");
     };
     thread::spawn(move || answer_names(&answering));
     let source = Source::start();
@@ -126,8 +118,8 @@ fn a_dead_name_server_delays_prices_and_does_not_stop_them() {
     };
     let (first_dead, all_dead) = (start(&[dead, live]), start(&[dead, dead]));
     await_price(&first_dead);
-    let timed_out = "btc_ticker_fetches_total{outcome=\"name look-up timed out\"}";
-    eventually("the reason names the look-up", || all_dead.metric(timed_out) >= 1.0);
+    let timed_out = || all_dead.fetches("name look-up timed out");
+    eventually("the reason names the look-up", || timed_out() >= 1.0);
     eventually("so does the log", || all_dead.log().contains(": name look-up timed out"));
 }
 
@@ -150,22 +142,8 @@ fn answer_names(socket: &UdpSocket) {
 
 // ------------------------------------------------------------------------------- proxies
 
-/// A SOCKS5 proxy that connects every client to one address, and the targets that were requested.
-fn socks_proxy(target: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-    let kept = asked.clone();
-    thread::spawn(move || {
-        for connection in listener.incoming().flatten() {
-            let kept = kept.clone();
-            thread::spawn(move || relay(connection, target, &kept));
-        }
-    });
-    (address, asked)
-}
-
-fn relay(mut client: TcpStream, target: SocketAddr, asked: &Mutex<Vec<String>>) -> io::Result<()> {
+/// Serves a connection as a SOCKS5 proxy, and as the source behind it. Returns the host that was requested.
+fn proxy(mut client: TcpStream) -> io::Result<String> {
     let read = |mut client: &TcpStream, length: u8| {
         let mut bytes = vec![0; length.into()];
         client.read_exact(&mut bytes).map(|()| bytes)
@@ -174,7 +152,7 @@ fn relay(mut client: TcpStream, target: SocketAddr, asked: &Mutex<Vec<String>>) 
     read(&client, methods)?;
     client.write_all(&[5, 0])?;
     let host = match read(&client, 4)?[3] {
-        1 => read(&client, 4)?.iter().map(u8::to_string).collect::<Vec<_>>().join("."),
+        1 => <[u8; 4]>::try_from(read(&client, 4)?).map(Ipv4Addr::from).unwrap().to_string(),
         3 => {
             let length = read(&client, 1)?[0];
             String::from_utf8(read(&client, length)?).unwrap()
@@ -182,43 +160,35 @@ fn relay(mut client: TcpStream, target: SocketAddr, asked: &Mutex<Vec<String>>) 
         other => panic!("address type {other}"),
     };
     read(&client, 2)?;
-    asked.lock().unwrap().push(host);
     client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0])?;
-    let mut source = TcpStream::connect(target)?;
-    let (mut requests, mut sink) = (client.try_clone()?, source.try_clone()?);
-    thread::spawn(move || {
-        let _ = io::copy(&mut requests, &mut sink);
-        sink.shutdown(Shutdown::Write)
-    });
-    io::copy(&mut source, &mut client)?;
-    client.shutdown(Shutdown::Write)
+    read_head(&mut BufReader::new(&client));
+    client.write_all(PRICE)?;
+    Ok(host)
 }
 
 #[test]
 fn a_socks_proxy_is_used_by_every_variable_and_resolves_names_with_socks5h() {
     let source = Source::start();
-    let (proxy, asked) = socks_proxy(source.address);
     let direct = source.url();
     for (variable, scheme, url, host) in [
         ("ALL_PROXY", "socks5", direct.as_str(), "127.0.0.1"),
         // Only the proxy can resolve this name.
         ("ALL_PROXY", "socks5h", "http://price.invalid/ticker", "price.invalid"),
         ("all_proxy", "SOCKS5H", "http://price.invalid/ticker", "price.invalid"),
-        ("HTTPS_PROXY", "socks5", direct.as_str(), "127.0.0.1"),
+        ("HTTPS_PROXY", "socks5", &direct, "127.0.0.1"),
         ("https_proxy", "socks5h", "http://price.invalid/ticker", "price.invalid"),
-        ("HTTP_PROXY", "socks5", direct.as_str(), "127.0.0.1"),
+        ("HTTP_PROXY", "socks5", &direct, "127.0.0.1"),
         ("http_proxy", "socks5h", "http://price.invalid/ticker", "price.invalid"),
     ] {
-        asked.lock().unwrap().clear();
-        let before = source.requests().len();
-        let server = start(&[(variable, &format!("{scheme}://{proxy}"))], url);
-        eventually("three prices", || server.metric(OK) >= 3.0);
-        drop(server);
-        let asked = asked.lock().unwrap();
-        assert!(asked.iter().all(|asked| asked == host), "{variable} {scheme}: {asked:?}");
-        let fetches = source.requests().len() - before;
-        assert!(asked.len() >= fetches, "{variable} {scheme}: each through the proxy");
+        let hosts: Arc<Mutex<Vec<String>>> = Arc::default();
+        let kept = hosts.clone();
+        let address = listen(move |client| kept.lock().unwrap().extend(proxy(client)));
+        let server = start(&[(variable, &format!("{scheme}://{address}"))], url);
+        eventually("three prices", || server.fetches("ok") >= 3.0);
+        let hosts = hosts.lock().unwrap();
+        assert!(hosts.iter().all(|asked| asked == host), "{variable} {scheme}: {hosts:?}");
     }
+    assert_eq!(source.requests().len(), 0, "every fetch went through the proxy");
 }
 
 #[test]
@@ -228,8 +198,7 @@ fn only_no_proxy_and_the_demo_bypass_a_proxy() {
     let dead = format!("socks5://{}", free_address());
     for proxy in [dead.as_str(), &dead.replace("socks5", "http")] {
         let server = start(&[("ALL_PROXY", proxy)], &source.url());
-        let failed = "btc_ticker_fetches_total{outcome=\"connection failed\"}";
-        eventually("the proxy is dead", || server.metric(failed) >= 1.0);
+        eventually("the proxy is dead", || server.fetches("connection failed") >= 1.0);
         assert_eq!(source.requests().len(), 0, "no way around it");
     }
     for variable in ["NO_PROXY", "no_proxy"] {
@@ -248,8 +217,7 @@ fn a_proxy_that_cannot_be_used_is_refused_at_the_start() {
         ("HTTP_PROXY", "http://"),
         ("http_proxy", "::::"),
     ] {
-        let mut command = command(&[(variable, value)], &["--source", "coinbase"]);
-        let error = Server::fails(&mut command, 2);
+        let error = Server::fails(&mut command(&[(variable, value)], &["--source", "coinbase"]), 2);
         assert!(error.contains(variable) && error.contains("socks5h://"), "{error}");
         assert!(!error.contains("secret"), "{error}");
     }
@@ -263,16 +231,19 @@ fn a_proxy_that_cannot_be_used_is_refused_at_the_start() {
 fn a_certificate_of_a_private_ca_is_trusted_if_the_system_trusts_it() {
     let Some(secure) = SecureSource::start() else { return };
     let ca = secure.folder.join("ca.pem").display().to_string();
+    let start = |environment: &[(&str, &str)], host: &str| {
+        let url = format!("https://{host}:{}/price", secure.address.port());
+        // The first fetch must not time out: the log explains only the first failure.
+        let options = ["--interval", "3s", "--source-url", &url, "--price-at", "/price"];
+        Server::run(&mut command(environment, &options))
+    };
     let trusting = [("SSL_CERT_FILE", ca.as_str())];
-    let server = start(&trusting, &secure.url("127.0.0.1"));
-    assert_eq!(await_price(&server), 5.0);
+    assert_eq!(await_price(&start(&trusting, "127.0.0.1")), 5.0);
     // A CA that is not known, and a certificate of another host.
-    for (environment, host) in [(&[][..], "127.0.0.1"), (&trusting, "localhost")] {
-        let server = start(environment, &secure.url(host));
-        let refused = "btc_ticker_fetches_total{outcome=\"certificate refused\"}";
-        eventually("it is refused again", || server.metric(refused) >= 3.0);
+    for server in [start(&[], "127.0.0.1"), start(&trusting, "localhost")] {
+        eventually("it is refused again", || server.fetches("certificate refused") >= 2.0);
         assert_eq!(server.get("/price").status, 503);
-        let (_, log) = server.stop(Signal::SIGTERM);
+        let log = server.stop_cleanly(Signal::SIGTERM);
         let lines: Vec<&str> = log.lines().filter(|line| line.contains("ertificate:")).collect();
         assert_eq!(lines.len(), 1, "once for an outage: {log}");
         let says = |word: &str| lines[0].contains(word);
@@ -292,15 +263,15 @@ impl SecureSource {
     /// `None` if openssl is not installed.
     fn start() -> Option<SecureSource> {
         if Command::new("openssl").arg("version").output().is_err() {
-            crate::common::skipped("a private CA was not tested: openssl is not installed");
+            skipped("a private CA was not tested: openssl is not installed");
             return None;
         }
         let folder = folder("private-ca");
-        let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
-        openssl(&folder, &format!("{new} -subj /CN=ca -keyout ca.key -out ca.pem"));
-        let names = "-addext basicConstraints=CA:FALSE -addext subjectAltName=IP:127.0.0.1";
-        let signed = format!("-CA ca.pem -CAkey ca.key -subj /CN=price {names}");
-        openssl(&folder, &format!("{new} {signed} -keyout key.pem -out certificate.pem"));
+        make_certificate(&folder, "ca.key", "ca.pem", &["-subj", "/CN=ca"]);
+        let signed = "-CA ca.pem -CAkey ca.key -subj /CN=price -addext basicConstraints=CA:FALSE \
+                      -addext subjectAltName=IP:127.0.0.1";
+        let signed: Vec<&str> = signed.split(' ').collect();
+        make_certificate(&folder, "key.pem", "certificate.pem", &signed);
         fs::write(folder.join("price"), "{\"price\":5}").unwrap();
         let address = free_address();
         let mut server = Command::new("openssl");
@@ -311,10 +282,6 @@ impl SecureSource {
         eventually("openssl listens", || TcpStream::connect(address).is_ok());
         Some(secure)
     }
-
-    fn url(&self, host: &str) -> String {
-        format!("https://{host}:{}/price", self.address.port())
-    }
 }
 
 impl Drop for SecureSource {
@@ -324,36 +291,17 @@ impl Drop for SecureSource {
     }
 }
 
-fn openssl(folder: &Path, arguments: &str) {
-    let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output();
-    let output = output.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 // ------------------------------------------------------------------------------- operation
 
-/// The management address of a server, as its log has it.
-fn management_address(server: &Server) -> SocketAddr {
-    let mut address = None;
-    eventually("the management address is in the log", || {
-        let log = server.log();
-        let found = log.split_once("health and metrics on http://");
-        address = found.and_then(|(_, rest)| rest.lines().next()?.parse().ok());
-        address.is_some()
-    });
-    address.unwrap()
-}
+/// The log has the address of the management port after it.
+const ADMIN: &str = "health and metrics on http://";
 
 #[test]
 fn a_crowd_of_clients_cannot_starve_the_management_port() {
-    let source = Source::start();
-    let server = Server::start_with_limit("-n 128", &source, &["--admin", "127.0.0.1:0"]);
-    let admin = management_address(&server);
-    let most = get(admin, "/metrics").metric("btc_ticker_clients_max");
+    let server = Server::start_with_limit("-n 128", &Source::start(), &["--admin", "127.0.0.1:0"]);
+    let admin = server.logged_address(ADMIN);
+    let get = |path: &str| Connection::to(admin).get(path);
+    let most = get("/metrics").metric("btc_ticker_clients_max");
     let mut streams: Vec<_> = (0..most as usize).map(|_| server.stream("/stream")).collect();
     streams[0].update();
     let mut crowd = Vec::new();
@@ -364,24 +312,25 @@ fn a_crowd_of_clients_cannot_starve_the_management_port() {
             let _ = connection.write_all(b"GET /healthz HT");
             crowd.push(connection);
         }
-        assert_eq!(get(admin, "/healthz").status, 200);
+        assert_eq!(get("/healthz").status, 200);
     }
-    assert_eq!(get(admin, "/metrics").metric("btc_ticker_clients"), most);
+    assert_eq!(get("/metrics").metric("btc_ticker_clients"), most);
 }
 
 #[test]
 fn health_and_metrics_are_served_at_the_management_port_alone() {
     let source = Source::start();
     let server = Server::start(&source, &["--admin", "127.0.0.1:0"]);
+    let admin = server.logged_address(ADMIN);
+    let get = |path: &str| Connection::to(admin).get(path);
     server.stream("/stream").update();
-    let admin = management_address(&server);
     for path in ["/healthz", "/metrics"] {
         let public = server.get(path);
-        assert_eq!((public.status, get(admin, path).status), (404, 200), "{path}");
+        assert_eq!((public.status, get(path).status), (404, 200), "{path}");
         assert!(public.error().contains("--admin"));
     }
     for path in ["/", "/price", "/stream", "/history"] {
-        let management = get(admin, path);
+        let management = get(path);
         assert_eq!(management.status, 404, "{path}");
         assert!(management.error().contains("--listen"));
     }
@@ -398,8 +347,7 @@ fn health_and_metrics_are_served_at_the_management_port_alone() {
     assert_eq!(probe(&[], &["--listen", &public]), Some(1));
     // Old prices are no reason to restart the service.
     source.say(Say::Nothing);
-    let stale = || get(admin.parse().unwrap(), "/healthz").json()["status"] == "stale";
-    eventually("stale", stale);
+    eventually("stale", || get("/healthz").json()["status"] == "stale");
     assert_eq!(probe(&[], &["--admin", &admin]), Some(0));
 }
 
@@ -413,8 +361,7 @@ fn the_log_says_how_long_updates_are_really_kept() {
         ("1ms", "366d", "every 1ms, kept for 1m 40s"),
         ("366d", "366d", "every 366d, kept for 366d"),
     ] {
-        let mut demo = command(&[], &["--source", "demo", "--interval", interval]);
-        let server = Server::run(demo.args(["--retention", retention]));
+        let server = Server::demo(&["--interval", interval, "--retention", retention]);
         await_price(&server);
         eventually(line, || server.log().contains(line));
     }
@@ -434,13 +381,13 @@ fn a_client_continues_after_a_gap_when_a_wrong_clock_is_corrected() {
         drop(server);
         let server = start(after, &address).unwrap();
         server.stream("/stream").update();
-        let mut client = server.stream_with("/stream", &format!("Last-Event-ID: {last}\r\n"));
+        let mut client = server.resume(last);
         assert_eq!(client.named("gap")["since"].as_u64(), Some(last), "{before}, {after}");
         let mut updates = client.updates(3);
         // It reconnects once more, and misses nothing.
         let newest = updates[2].id.unwrap();
         assert!(newest < last);
-        let mut client = server.stream_with("/stream", &format!("Last-Event-ID: {newest}\r\n"));
+        let mut client = server.resume(newest);
         updates.extend(client.updates(3));
         server.assert_complete(&updates);
     }
