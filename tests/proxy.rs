@@ -1,12 +1,14 @@
 //! A real nginx with `deploy/nginx.conf` in front of the real binary.
 
-use std::io::{BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use crate::common::{Answer, PATIENCE, Say, Server, Source, eventually, folder};
+use crate::common::{
+    Connection, PATIENCE, Say, Server, Source, eventually, folder, free_address, make_certificate,
+    own_address,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -34,7 +36,8 @@ fn the_proxy_limits_clients_and_refuses_what_the_service_need_not_see() {
 
     let plain = agent.get(format!("http://{}/stream?since=0", proxy.plain)).call().unwrap();
     assert_eq!(plain.status(), 301);
-    assert_eq!(plain.headers()["Location"], "https://127.0.0.1/stream?since=0");
+    let location = format!("https://{}/stream?since=0", proxy.plain.ip());
+    assert_eq!(plain.headers()["Location"], location);
 
     let stream = || agent.get(proxy.url("/stream")).call().unwrap();
     let streams: Vec<_> = (0..100).map(|_| stream()).collect();
@@ -68,10 +71,7 @@ fn assert_refusals(proxy: &Proxy) {
         ("POST /price HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip".to_owned(), 501, "encoding"),
         ("GET /price HTTP/3.0\r\nHost: x".to_owned(), 505, "version of HTTP"),
     ] {
-        let mut connection = TcpStream::connect(proxy.secure).unwrap();
-        connection.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(connection, "{request}\r\n\r\n").unwrap();
-        let answer = Answer::read(&mut BufReader::new(connection), true).expect("a response");
+        let answer = Connection::to(proxy.secure).ask(&format!("{request}\r\n\r\n"));
         assert_eq!(answer.status, status, "{words}");
         assert_eq!(answer.header("Content-Type"), Some("application/json"), "{words}");
         assert!(answer.error().contains(words), "{words}: {}", answer.error());
@@ -128,22 +128,14 @@ impl Proxy {
     fn start(nginx: &str, services: &[SocketAddr]) -> Proxy {
         let folder = folder("nginx");
         std::fs::create_dir(folder.join("tls")).unwrap();
-        make_certificate(&folder);
+        let localhost = ["-subj", "/CN=localhost"];
+        make_certificate(&folder, "tls/key.pem", "tls/certificate.pem", &localhost);
         let one = include_str!("../deploy/processes.conf");
         let all =
             services.iter().map(|address| one.replace("127.0.0.1:8080", &address.to_string()));
         std::fs::write(folder.join("processes.conf"), all.collect::<String>()).unwrap();
-        // If another program binds a port before nginx does, nginx exits and the test tries other ports.
-        let mut started = None;
-        eventually("nginx listens", || {
-            started = Proxy::try_start(nginx, &folder);
-            started.is_some()
-        });
-        started.unwrap()
-    }
-
-    fn try_start(nginx: &str, folder: &PathBuf) -> Option<Proxy> {
-        let (plain, secure) = (free_address(), free_address());
+        let own = || SocketAddr::from((own_address(57), free_address().port()));
+        let (plain, secure) = (own(), own());
         let mut config = include_str!("../deploy/nginx.conf").to_owned();
         for (deployed, tested) in [
             ("listen 80;", format!("listen {plain};")),
@@ -155,17 +147,13 @@ impl Proxy {
         }
         std::fs::write(folder.join("nginx.conf"), config).unwrap();
         let mut command = Command::new(nginx);
-        command.arg("-p").arg(folder).arg("-c").arg(folder.join("nginx.conf"));
+        command.arg("-p").arg(&folder).arg("-c").arg(folder.join("nginx.conf"));
         command.args(["-e", "error.log", "-g", "daemon off; pid nginx.pid;"]);
         let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let mut proxy = Proxy { child, folder: folder.clone(), plain, secure };
-        let mut listens = false;
-        eventually("nginx listens or exits", || {
-            // nginx writes the file after it has bound its ports.
-            listens = folder.join("nginx.pid").exists();
-            listens || proxy.child.try_wait().unwrap().is_some()
-        });
-        listens.then_some(proxy)
+        let proxy = Proxy { child, folder, plain, secure };
+        // nginx writes the file after it has bound its ports.
+        eventually("nginx listens", || proxy.folder.join("nginx.pid").exists());
+        proxy
     }
 
     fn url(&self, path: &str) -> String {
@@ -188,16 +176,3 @@ impl Drop for Proxy {
 /// Replaces the system's directories, which may belong to root.
 const OWN_FILES: &str = "access_log off; client_body_temp_path body; proxy_temp_path proxy; \
     fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;";
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-fn make_certificate(folder: &PathBuf) {
-    let mut openssl = Command::new("openssl");
-    openssl.current_dir(folder).args(["req", "-x509", "-newkey", "ec", "-nodes"]);
-    openssl.args(["-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=localhost"]);
-    openssl.args(["-keyout", "tls/key.pem", "-out", "tls/certificate.pem"]);
-    let made = openssl.output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-}
