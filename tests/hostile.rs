@@ -164,10 +164,7 @@ fn without_address_space_for_a_thread_a_new_connection_gets_503() {
 
 #[test]
 fn a_fetch_that_fails_for_lack_of_a_thread_is_retried() {
-    // The kernel does not enforce limits of threads for root, so the server runs as a user without other
-    // processes, who must be able to read the program.
-    let program = std::env::temp_dir().join(format!("btc-ticker-{}", std::process::id()));
-    std::fs::copy(env!("CARGO_BIN_EXE_btc-ticker"), &program).unwrap();
+    // The kernel does not enforce limits of threads for root, so the server runs as another user.
     let as_user = |program: &OsStr| {
         let mut setpriv = quiet("setpriv");
         setpriv.args(["--reuid", "54321", "--clear-groups"]).arg(program);
@@ -176,6 +173,9 @@ fn a_fetch_that_fails_for_lack_of_a_thread_is_retried() {
     if !as_user("true".as_ref()).status().is_ok_and(|status| status.success()) {
         return skipped("a fetch without a thread was not tested: needs setpriv, as root");
     }
+    // That user must be able to read the program.
+    let program = std::env::temp_dir().join(format!("btc-ticker-{}", std::process::id()));
+    std::fs::copy(env!("CARGO_BIN_EXE_btc-ticker"), &program).unwrap();
     let server = Server::poll(as_user(program.as_ref()), &Source::start(), &[]);
     let pid = server.pid().to_string();
     let limit = |soft: &str| {

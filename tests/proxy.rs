@@ -130,12 +130,12 @@ impl Proxy {
         std::fs::create_dir(folder.join("tls")).unwrap();
         let localhost = ["-subj", "/CN=localhost"];
         make_certificate(&folder, "tls/key.pem", "tls/certificate.pem", &localhost);
-        let one = include_str!("../deploy/processes.conf");
-        let all =
-            services.iter().map(|address| one.replace("127.0.0.1:8080", &address.to_string()));
-        std::fs::write(folder.join("processes.conf"), all.collect::<String>()).unwrap();
-        let own = || SocketAddr::from((own_address(57), free_address().port()));
-        let (plain, secure) = (own(), own());
+        let deployed = include_str!("../deploy/processes.conf");
+        let tested = |it: &SocketAddr| deployed.replace("127.0.0.1:8080", &it.to_string());
+        let processes: String = services.iter().map(tested).collect();
+        std::fs::write(folder.join("processes.conf"), processes).unwrap();
+        let own = |second| SocketAddr::from((own_address(second), free_address().port()));
+        let (plain, secure) = (own(57), own(58));
         let mut config = include_str!("../deploy/nginx.conf").to_owned();
         for (deployed, tested) in [
             ("listen 80;", format!("listen {plain};")),
