@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::{Say, Server, Source, eventually};
 use nix::sys::signal::Signal;
@@ -173,6 +173,25 @@ fn the_log_has_a_line_for_each_event() {
     assert_eq!(explained.count(), 1, "one line for the outage: {log}");
     assert!(failures[0].contains("cost"), "the start of the answer: {log}");
     assert!(!log.contains("/ticker"), "a URL may contain secrets: {log}");
+}
+
+#[test]
+fn a_source_that_fails_again_and_again_does_not_flood_the_log() {
+    let source = Source::start();
+    let began = Instant::now();
+    let server = Server::start(&source, &["--interval", "20ms"]);
+    for _ in 0..10 {
+        let before = server.fetches("HTTP 500");
+        source.say(Say::status(500));
+        eventually("a fetch fails", || server.fetches("HTTP 500") > before);
+        let before = server.fetches("ok");
+        source.say(Say::Prices);
+        eventually("the source recovers", || server.fetches("ok") > before);
+    }
+    let log = server.stop_cleanly(Signal::SIGTERM);
+    let most = 1 + began.elapsed().as_secs() as usize / 10;
+    let (outages, ends) = (log.matches(": HTTP 500 (").count(), log.matches("again after").count());
+    assert!((1..=most).contains(&outages) && ends <= outages, "{log}");
 }
 
 const KEY: &str = "k3y-0f-a-paid-plan";

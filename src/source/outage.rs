@@ -1,11 +1,11 @@
-//! Outages of the source: from the first failed fetch to the next success. Backs off, and logs the first
-//! failure and the recovery. Owned by the poller's thread.
+//! Outages of the source: from the first failed fetch to the next success. Backs off, and logs one failure
+//! and the recovery. Owned by the poller's thread.
 
 use std::time::{Duration, Instant};
 
 use super::Source;
 use super::error::{FetchError, Reason};
-use crate::system::{METRICS, random};
+use crate::system::{METRICS, RateLimitedLog, random};
 
 /// The longest pause that back-off chooses, unless the interval is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -18,6 +18,9 @@ pub struct Outage {
     interval: Duration,
     failures: u32,
     last_reason: Option<Reason>,
+    log: RateLimitedLog,
+    /// Whether a failure of this outage is in the log; of short outages in quick succession, not each is.
+    is_logged: bool,
     /// No fetch before this instant.
     pub retry_at: Instant,
 }
@@ -31,6 +34,8 @@ impl Outage {
             interval,
             failures: 0,
             last_reason: None,
+            log: RateLimitedLog::default(),
+            is_logged: false,
             retry_at: Instant::now(),
         }
     }
@@ -38,31 +43,35 @@ impl Outage {
     /// Ends an outage: a fetch succeeded.
     pub fn end(&mut self) {
         METRICS.fetches.inc(&[&"ok"]);
-        if let Some(reason) = self.last_reason.take() {
+        if let Some(reason) = self.last_reason.take()
+            && self.is_logged
+        {
             let Outage { name, failures, .. } = self;
             log::info!(
                 "prices from {name} again after {failures} failed fetches; the last: {reason}"
             );
         }
         self.failures = 0;
+        self.is_logged = false;
     }
 
     /// Begins or continues an outage: a fetch failed.
     pub fn fail(&mut self, error: &FetchError) {
         let FetchError { reason, detail, retry_after } = error;
         METRICS.fetches.inc(&[reason]);
-        if self.failures == 0 {
+        if !self.is_logged {
             let hint = match reason {
                 _ if self.is_simulated => "",
                 Reason::LookupFailed | Reason::LookupTimedOut | Reason::ConnectionFailed => {
                     "; --source demo works without internet"
                 }
                 Reason::CertificateRefused => {
-                    "; add a private CA to the system's certificates, or set SSL_CERT_FILE"
+                    "; trusted are the system's certificates or, if it is set, those in SSL_CERT_FILE"
                 }
                 _ => "",
             };
-            log::warn!("no price from {}: {reason} ({detail}){hint}", self.name);
+            let line = format_args!("no price from {}: {reason} ({detail}){hint}", self.name);
+            self.is_logged = self.log.warn(line);
         }
         self.failures = self.failures.saturating_add(1);
         self.last_reason = Some(*reason);

@@ -188,9 +188,10 @@ impl Reader {
                     updates.push(Update { timestamp, price });
                     newest = Some(timestamp);
                 }
-                _ => self
-                    .foreign_entries
-                    .warn(format_args!("store: skipping unrecognized entry {}", entry.id)),
+                _ => {
+                    let line = format_args!("store: skipping unrecognized entry {}", entry.id);
+                    self.foreign_entries.warn(line);
+                }
             }
         }
         updates

@@ -52,13 +52,15 @@ pub struct RateLimitedLog {
 }
 
 impl RateLimitedLog {
-    pub fn warn(&self, message: impl Display) {
+    /// Logs a message, unless the last one was within ten seconds. Returns whether it did.
+    pub fn warn(&self, message: impl Display) -> bool {
         let mut last = self.last.lock();
         if last.is_some_and(|at| at.elapsed() < WARN_EVERY) {
-            return;
+            return false;
         }
         *last = Some(Instant::now());
         drop(last);
         log::warn!("{message}");
+        true
     }
 }
