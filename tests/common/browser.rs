@@ -50,7 +50,7 @@ impl Browser {
         let flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-component-update"];
         let wishes = json!({"capabilities": {"alwaysMatch": {
             "goog:loggingPrefs": {"browser": "ALL"},
-            "goog:chromeOptions": {"args": flags},
+            "goog:chromeOptions": {"args": flags, "browserStartupTimeout": PATIENCE.as_millis()},
             "timeouts": {"script": PATIENCE.as_millis()},
         }}});
         match browser.ask("", wishes) {

@@ -21,8 +21,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
-/// The timeout of every wait. Generous, because it expires only in a test that fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout of every wait. Generous, because it expires only in a test that fails: on a crowded machine a browser
+/// can take a minute to answer.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Blocks until `condition` holds. Panics with `what` after `PATIENCE`.
 pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
