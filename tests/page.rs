@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use crate::common::browser::{Browser, DESKTOP, Firefox, LANDSCAPE, PHONE, save};
+use crate::common::browser::{Browser, DESKTOP, Firefox, LANDSCAPE, PHONE};
 use crate::common::{PATIENCE, Say, Server, Source, eventually};
 use btc_ticker::system::unix_millis;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -589,7 +589,6 @@ fn a_backlog_on_a_slow_line_is_not_taken_for_the_present() {
     // The price is current, although the chart is not.
     browser.until_says("#price-shown", "$97,123.45");
     browser.until_matches("#updated", "^Price as of .*; the chart is loading$");
-    browser.screenshot("catching-up");
     assert!(!browser.is_visible("#holes"));
     stream.updates(&updates[30..]);
     browser.until("ticker.points.length === 60");
@@ -687,7 +686,6 @@ fn a_silent_stream_is_replaced_by_another_one_and_then_by_the_price() {
             })",
         );
         assert_eq!(lines, json!([1, 1, 1, 1]), "{name}");
-        browser.screenshot(&format!("held-back-{name}"));
     }
     // Without an answer from /price it is not the proxy.
     let third = gate.stream();
@@ -787,10 +785,9 @@ fn arabic_times_and_numbers_do_not_reorder_the_words() {
         let lefts: Vec<f64> = serde_json::from_value(lefts).unwrap();
         assert!(lefts.len() > 1 && lefts.is_sorted(), "{line}: {lefts:?}");
     }
-    for (name, screen) in [("desktop", DESKTOP), ("phone", PHONE)] {
+    for screen in [DESKTOP, PHONE] {
         browser.resize(screen);
         assert_axis_is_clear(&browser);
-        browser.screenshot(&format!("arabic-{name}"));
     }
     browser.assert_no_complaints();
 }
@@ -812,7 +809,7 @@ fn the_chart_is_printed_for_the_paper() {
             };
         })",
     );
-    save("page.pdf", &browser.post("/print", json!({})));
+    browser.post("/print", json!({}));
     let stretched = browser.eval("printed.stretched").as_f64().unwrap();
     assert!((stretched - 1.0).abs() < 0.01, "{stretched}");
     assert_eq!(browser.eval("printed.colours"), json!(["#ffffff", "#a8500a"]));
@@ -829,7 +826,6 @@ fn without_javascript_the_page_says_so_and_nothing_else() {
     let server = Server::start(&source, &[]);
     browser.devtools("Emulation.setScriptExecutionDisabled", json!({"value": true}));
     browser.open(&server.url("/"));
-    browser.screenshot("no-script");
     let expression = json!({"expression": "document.body.innerText.split(/\\s*\\n\\s*/)", "returnByValue": true});
     let seen = browser.devtools("Runtime.evaluate", expression)["result"]["value"].take();
     let message = "This page needs JavaScript. The latest price is at /price.";
@@ -894,7 +890,6 @@ fn simulated_prices_say_so_on_every_screen() {
             let labels = browser.eval("ticker.axis.prices.length");
             assert!(labels.as_u64().unwrap() >= least, "{name}: {labels}");
             assert_axis_is_clear(&browser);
-            browser.screenshot(&format!("{name}-{theme}"));
         }
         let bottom =
             browser.eval("document.querySelector('#chart').getBoundingClientRect().bottom");
@@ -980,7 +975,7 @@ fn the_readme_has_a_picture_of_the_page() {
         stream.updates(&updates);
         browser.until("ticker.state === 'live'");
         browser.until_fitted();
-        std::fs::copy(browser.screenshot("picture"), &picture).unwrap();
+        std::fs::write(&picture, browser.screenshot()).unwrap();
     }
     let bytes = std::fs::read(&picture).unwrap();
     assert!(bytes.starts_with(b"\x89PNG"));

@@ -3,11 +3,9 @@
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
 
 use super::{PATIENCE, eventually, folder, skipped};
@@ -206,10 +204,13 @@ impl Browser {
         self.eval(&format!("document.querySelector('{selector}').checkVisibility()")) == true
     }
 
-    /// Returns the path of the picture, for a reader to look at.
-    pub fn screenshot(&self, name: &str) -> PathBuf {
+    /// Returns a picture of the page, a PNG.
+    pub fn screenshot(&self) -> Vec<u8> {
         let shot = self.devtools("Page.captureScreenshot", json!({"format": "png"}));
-        save(&format!("page-{name}.png"), &shot["data"])
+        // The browser decodes its base64.
+        let bytes =
+            self.eval(&format!("[...atob({})].map((byte) => byte.charCodeAt())", shot["data"]));
+        serde_json::from_value(bytes).unwrap()
     }
 
     /// Returns the console messages since the last call, policy violations included.
@@ -261,14 +262,6 @@ fn start_driver() -> io::Result<(Child, BufReader<ChildStdout>, u16)> {
         driver.wait()?;
     }
     Err(io::Error::other("it exited ten times"))
-}
-
-/// Saves a file that a browser has sent in base64, for a reader to look at. Returns its path.
-pub fn save(name: &str, content: &Value) -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let content = BASE64_STANDARD.decode(content.as_str().unwrap()).unwrap();
-    std::fs::write(&path, content).unwrap();
-    path
 }
 
 /// A headless Firefox, driven over Marionette, the protocol beneath its WebDriver: JSON messages over TCP, each
