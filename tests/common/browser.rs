@@ -13,11 +13,26 @@ use super::{PATIENCE, eventually, folder, skipped};
 /// One browser at a time: a browser that lacks CPU time says nothing about the page.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Width and height in CSS pixels, and device pixels to one of them.
-pub type Screen = (u32, u32, u32);
-pub const DESKTOP: Screen = (1280, 800, 1);
-pub const PHONE: Screen = (375, 667, 2);
-pub const LANDSCAPE: Screen = (740, 375, 2);
+/// Lets scripts find an element, and all elements, by a selector.
+const FIND: &str = "const $ = (selector) => document.querySelector(selector);
+    const $$ = (selector) => [...document.querySelectorAll(selector)];";
+
+#[derive(Clone, Copy, Debug)]
+pub struct Screen {
+    /// In CSS pixels.
+    pub width: u32,
+    pub height: u32,
+    /// How many device pixels wide a CSS pixel is; 2 makes it a phone.
+    density: u32,
+}
+
+pub const fn screen(width: u32, height: u32, density: u32) -> Screen {
+    Screen { width, height, density }
+}
+
+pub const DESKTOP: Screen = screen(1280, 800, 1);
+pub const PHONE: Screen = screen(375, 667, 2);
+pub const LANDSCAPE: Screen = screen(740, 375, 2);
 
 /// A headless Chromium and its chromedriver.
 pub struct Browser {
@@ -84,15 +99,19 @@ impl Browser {
         self.post("/url", json!({"url": url}));
     }
 
-    /// Returns the value of a JavaScript expression.
+    fn execute(&self, how: &str, script: &str) -> Value {
+        let script = json!({"script": format!("{FIND} {script}"), "args": []});
+        self.post(&format!("/execute/{how}"), script)
+    }
+
+    /// Returns the value of a JavaScript expression, which may use `$` and `$$`.
     pub fn eval(&self, expression: &str) -> Value {
-        self.post("/execute/sync", json!({"script": format!("return {expression}"), "args": []}))
+        self.execute("sync", &format!("return {expression}"))
     }
 
     /// Runs a script that passes its result to the function `done`.
     pub fn run(&self, script: &str) -> Value {
-        let script = format!("const done = arguments[0]; {script}");
-        self.post("/execute/async", json!({"script": script, "args": []}))
+        self.execute("async", &format!("const done = arguments[0]; {script}"))
     }
 
     /// Waits until a JavaScript expression holds.
@@ -104,19 +123,21 @@ impl Browser {
 
     /// Waits until an element has this text.
     pub fn until_says(&self, selector: &str, text: &str) {
-        self.until(&format!("document.querySelector('{selector}').textContent === '{text}'"));
+        self.until(&format!("$('{selector}').textContent === '{text}'"));
     }
 
     /// Waits until the text of an element matches a regular expression.
     pub fn until_matches(&self, selector: &str, text: &str) {
-        self.until(&format!("/{text}/.test(document.querySelector('{selector}').textContent)"));
+        self.until(&format!("/{text}/.test($('{selector}').textContent)"));
     }
 
     /// Returns a property of the computed style of an element.
     pub fn style(&self, selector: &str, property: &str) -> Value {
-        self.eval(&format!(
-            "getComputedStyle(document.querySelector('{selector}')).getPropertyValue('{property}')"
-        ))
+        self.eval(&format!("getComputedStyle($('{selector}')).getPropertyValue('{property}')"))
+    }
+
+    pub fn is_visible(&self, selector: &str) -> bool {
+        self.eval(&format!("$('{selector}').checkVisibility()")) == true
     }
 
     /// Presses keys one after the other, in the element that has the focus.
@@ -145,12 +166,12 @@ impl Browser {
         self.until("!document.hidden");
     }
 
-    /// Returns the ids and titles of the tabs with this address. (WebDriver shows a tab before it reads from it.)
-    pub fn titles(&self, url: &str) -> Vec<(String, String)> {
-        let tabs = self.devtools("Target.getTargets", json!({}));
-        let text = |value: &Value| value.as_str().unwrap().to_owned();
-        let tabs = tabs["targetInfos"].as_array().unwrap().iter().filter(|tab| tab["url"] == url);
-        tabs.map(|tab| (text(&tab["targetId"]), text(&tab["title"]))).collect()
+    /// Describes the tabs with this address. (WebDriver shows a tab before it reads from it.)
+    pub fn tabs(&self, url: &str) -> Vec<Value> {
+        let targets = self.devtools("Target.getTargets", json!({}))["targetInfos"].take();
+        let mut tabs: Vec<Value> = serde_json::from_value(targets).unwrap();
+        tabs.retain(|tab| tab["url"] == url);
+        tabs
     }
 
     /// Sets the language of numbers and times for pages that are opened from now on.
@@ -158,28 +179,51 @@ impl Browser {
         self.devtools("Emulation.setLocaleOverride", json!({"locale": locale}));
     }
 
-    /// Runs a script at the start of every page that is opened from now on. Returns its handle.
-    pub fn prepare(&self, script: &str) -> Value {
-        self.devtools("Page.addScriptToEvaluateOnNewDocument", json!({"source": script}))
+    /// Runs a script at the start of every page that is opened from now on.
+    pub fn prepare(&self, script: &str) {
+        self.devtools("Page.addScriptToEvaluateOnNewDocument", json!({"source": script}));
     }
 
-    /// Makes clocks and timers five times as fast in pages that are opened from now on, so that a test of a
-    /// timeout is over sooner.
+    /// Has the timeouts of pages that are opened from now on expire at once: a test need not wait for them.
     pub fn hasten(&self) {
         self.prepare(
-            "const now = performance.now.bind(performance);
-            const started = Date.now();
-            performance.now = () => 5 * now();
-            Date.now = () => started + performance.now();
-            for (const timer of ['setTimeout', 'setInterval']) {
-                const start = globalThis[timer];
-                globalThis[timer] = (callback, delay) => start(callback, delay / 5);
-            }",
+            "{
+            const start = setTimeout;
+            globalThis.setTimeout = (callback) => start(callback);
+        }",
         );
     }
 
-    /// Resizes the window. With two device pixels to a pixel it is a phone.
-    pub fn resize(&self, (width, height, density): Screen) {
+    /// Stops the clocks of pages that are opened from now on: on a slow machine no deadline of theirs passes before
+    /// the test says so. The device's clock is wrong by so many milliseconds.
+    pub fn stop_clock(&self, wrong: i64) {
+        self.prepare(&format!(
+            "{{
+            const started = Date.now();
+            let elapsed = 0;
+            const intervals = [];
+            globalThis.wrong = {wrong};
+            globalThis.pass = (milliseconds) => {{
+                elapsed += milliseconds;
+                for (const callback of intervals) callback();
+            }};
+            globalThis.setInterval = (callback) => intervals.push(callback);
+            AbortSignal.timeout = () => null;
+            performance.now = () => elapsed;
+            Date = class extends Date {{
+                constructor(...parts) {{ super(...(parts.length ? parts : [Date.now()])); }}
+                static now() {{ return started + elapsed + wrong; }}
+            }};
+        }}"
+        ));
+    }
+
+    /// Advances a stopped clock by so many milliseconds.
+    pub fn pass(&self, milliseconds: u64) {
+        self.eval(&format!("void pass({milliseconds})"));
+    }
+
+    pub fn resize(&self, Screen { width, height, density }: Screen) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": density, "mobile": density > 1});
         self.devtools("Emulation.setDeviceMetricsOverride", size);
         self.until(&format!("innerWidth === {width} && innerHeight === {height}"));
@@ -187,7 +231,7 @@ impl Browser {
 
     /// Waits until the chart has been drawn for the size of the window.
     pub fn until_fitted(&self) {
-        self.until("document.querySelector('canvas').width === devicePixelRatio * document.querySelector('#chart').clientWidth");
+        self.until("$('canvas').width === devicePixelRatio * $('#chart').clientWidth");
     }
 
     /// Sets the colour scheme, `light` or `dark`, and forced colours.
@@ -198,10 +242,6 @@ impl Browser {
             {"name": "forced-colors", "value": forced},
         ]);
         self.devtools("Emulation.setEmulatedMedia", json!({"features": features}));
-    }
-
-    pub fn is_visible(&self, selector: &str) -> bool {
-        self.eval(&format!("document.querySelector('{selector}').checkVisibility()")) == true
     }
 
     /// Returns a picture of the page, a PNG.
@@ -326,7 +366,7 @@ impl Firefox {
 
     /// Waits until a JavaScript expression holds.
     pub fn until(&mut self, condition: &str) {
-        let script = json!({"script": format!("return {condition}"), "args": []});
+        let script = json!({"script": format!("{FIND} return {condition}"), "args": []});
         eventually(condition, || self.command("ExecuteScript", script.clone())["value"] == true);
     }
 }
