@@ -3,7 +3,7 @@
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ const FIND: &str = "const $ = (selector) => document.querySelector(selector);
 pub struct Screen {
     /// In CSS pixels.
     pub width: u32,
-    pub height: u32,
+    height: u32,
     /// How many device pixels wide a CSS pixel is; 2 makes it a phone.
     density: u32,
 }
@@ -39,8 +39,6 @@ pub struct Browser {
     driver: Child,
     session: String,
     agent: ureq::Agent,
-    // Held open, because the driver writes to it.
-    _output: BufReader<ChildStdout>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -48,8 +46,11 @@ impl Browser {
     /// Returns `None` if Chromium is not installed and `CI` is not set.
     pub fn start() -> Option<Browser> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let (driver, output, port) = match start_driver() {
-            Err(error) if error.kind() == ErrorKind::NotFound => return skip(),
+        let (driver, port) = match start_driver() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                skipped("the page was not tested: apt-get install chromium chromium-driver");
+                return None;
+            }
             driver => driver.expect("chromedriver starts"),
         };
         let agent = ureq::Agent::config_builder()
@@ -58,41 +59,29 @@ impl Browser {
             .build()
             .new_agent();
         let session = format!("http://127.0.0.1:{port}/session");
-        let mut browser = Browser { driver, session, agent, _output: output, _turn: turn };
+        let mut browser = Browser { driver, session, agent, _turn: turn };
         // Root cannot have a sandbox, and the only page is our own.
         let flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-component-update"];
-        let wishes = json!({"capabilities": {"alwaysMatch": {
+        let wishes = json!({
             "goog:loggingPrefs": {"browser": "ALL"},
             "goog:chromeOptions": {"args": flags, "browserStartupTimeout": PATIENCE.as_millis()},
             "timeouts": {"script": PATIENCE.as_millis()},
-        }}});
-        match browser.ask("", wishes) {
-            Ok(session) => {
-                let id = session["sessionId"].as_str().expect("a session has an id");
-                browser.session = format!("{}/{id}", browser.session);
-                browser.speak("en-US"); // rather than the language of the machine
-                Some(browser)
-            }
-            Err(problem) if problem.contains("cannot find") => skip(),
-            Err(problem) => panic!("Chromium does not start: {problem}"),
-        }
+        });
+        let session = browser.post("", json!({"capabilities": {"alwaysMatch": wishes}}));
+        let id = session["sessionId"].as_str().expect("a session has an id");
+        browser.session = format!("{}/{id}", browser.session);
+        browser.speak("en-US"); // rather than the language of the machine
+        Some(browser)
     }
 
-    fn ask(&self, path: &str, body: Value) -> Result<Value, String> {
+    pub fn post(&self, path: &str, body: Value) -> Value {
         let request = self.agent.post(format!("{}{path}", self.session));
         let response = request.header("Content-Type", "application/json").send(body.to_string());
         let text = response.and_then(|mut response| response.body_mut().read_to_string());
         let mut answer: Value = serde_json::from_str(&text.expect("chromedriver answers")).unwrap();
-        match answer["value"].take() {
-            value if value.get("error").is_some() => {
-                Err(format!("{path}: {} ({body})", value["message"]))
-            }
-            value => Ok(value),
-        }
-    }
-
-    pub fn post(&self, path: &str, body: Value) -> Value {
-        self.ask(path, body).unwrap_or_else(|problem| panic!("{problem}"))
+        let value = answer["value"].take();
+        assert_eq!(value.get("error"), None, "{path}: {} ({body})", value["message"]);
+        value
     }
 
     pub fn open(&self, url: &str) {
@@ -188,34 +177,34 @@ impl Browser {
     pub fn hasten(&self) {
         self.prepare(
             "{
-            const start = setTimeout;
-            globalThis.setTimeout = (callback) => start(callback);
-        }",
+                const start = setTimeout;
+                globalThis.setTimeout = (callback) => start(callback);
+            }",
         );
     }
 
-    /// Stops the clocks of pages that are opened from now on: on a slow machine no deadline of theirs passes before
-    /// the test says so. The device's clock is wrong by so many milliseconds.
-    pub fn stop_clock(&self, wrong: i64) {
-        self.prepare(&format!(
-            "{{
-            const started = Date.now();
-            let elapsed = 0;
-            const intervals = [];
-            globalThis.wrong = {wrong};
-            globalThis.pass = (milliseconds) => {{
-                elapsed += milliseconds;
-                for (const callback of intervals) callback();
-            }};
-            globalThis.setInterval = (callback) => intervals.push(callback);
-            AbortSignal.timeout = () => null;
-            performance.now = () => elapsed;
-            Date = class extends Date {{
-                constructor(...parts) {{ super(...(parts.length ? parts : [Date.now()])); }}
-                static now() {{ return started + elapsed + wrong; }}
-            }};
-        }}"
-        ));
+    /// Stops the clock of pages that are opened from now on: on a slow machine no deadline of theirs passes before
+    /// the test says so. The clock of their device is `wrong` by so many milliseconds.
+    pub fn stop_clock(&self) {
+        self.prepare(
+            "{
+                const started = performance.timeOrigin;
+                const intervals = [];
+                let elapsed = 0;
+                globalThis.wrong ??= 0;
+                globalThis.pass = (milliseconds) => {
+                    elapsed += milliseconds;
+                    for (const callback of intervals) callback();
+                };
+                globalThis.setInterval = (callback) => intervals.push(callback);
+                performance.now = () => elapsed;
+                AbortSignal.timeout = () => null;
+                Date = class extends Date {
+                    constructor(...parts) { super(...(parts.length ? parts : [Date.now()])); }
+                    static now() { return started + elapsed + wrong; }
+                };
+            }",
+        );
     }
 
     /// Advances a stopped clock by so many milliseconds.
@@ -282,22 +271,18 @@ impl Drop for Browser {
     }
 }
 
-fn skip() -> Option<Browser> {
-    skipped("the page was not tested: apt-get install chromium chromium-driver");
-    None
-}
-
 /// Starts chromedriver and returns the port on which it listens. The port that it picks for IPv4 may be taken
 /// for IPv6: then it exits, and the next attempt picks another one.
-fn start_driver() -> io::Result<(Child, BufReader<ChildStdout>, u16)> {
+fn start_driver() -> io::Result<(Child, u16)> {
     for _ in 0..10 {
         let mut command = Command::new("chromedriver");
         let mut driver = command.arg("--port=0").stdout(Stdio::piped()).spawn()?;
         let mut output = BufReader::new(driver.stdout.take().unwrap());
         let mut lines = output.by_ref().lines().map(Result::unwrap);
         let line = lines.find(|line| line.contains("started successfully on port"));
+        driver.stdout = Some(output.into_inner()); // stays open, because the driver writes to it
         if let Some((_, port)) = line.as_deref().and_then(|line| line.rsplit_once(' ')) {
-            return Ok((driver, output, port.trim_end_matches('.').parse().unwrap()));
+            return Ok((driver, port.trim_end_matches('.').parse().unwrap()));
         }
         driver.wait()?;
     }
