@@ -47,10 +47,7 @@ impl Browser {
     pub fn start() -> Option<Browser> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let (driver, port) = match start_driver() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                skipped("the page was not tested: apt-get install chromium chromium-driver");
-                return None;
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound => return skip(),
             driver => driver.expect("chromedriver starts"),
         };
         let agent = ureq::Agent::config_builder()
@@ -67,7 +64,10 @@ impl Browser {
             "goog:chromeOptions": {"args": flags, "browserStartupTimeout": PATIENCE.as_millis()},
             "timeouts": {"script": PATIENCE.as_millis()},
         });
-        let session = browser.post("", json!({"capabilities": {"alwaysMatch": wishes}}));
+        let session = match browser.ask("", json!({"capabilities": {"alwaysMatch": wishes}})) {
+            Err(problem) if problem.contains("cannot find") => return skip(),
+            session => session.expect("Chromium starts"),
+        };
         let id = session["sessionId"].as_str().expect("a session has an id");
         browser.session = format!("{}/{id}", browser.session);
         browser.speak("en-US"); // rather than the language of the machine
@@ -75,13 +75,19 @@ impl Browser {
     }
 
     pub fn post(&self, path: &str, body: Value) -> Value {
+        self.ask(path, body).unwrap_or_else(|problem| panic!("{problem}"))
+    }
+
+    fn ask(&self, path: &str, body: Value) -> Result<Value, String> {
         let request = self.agent.post(format!("{}{path}", self.session));
         let response = request.header("Content-Type", "application/json").send(body.to_string());
         let text = response.and_then(|mut response| response.body_mut().read_to_string());
         let mut answer: Value = serde_json::from_str(&text.expect("chromedriver answers")).unwrap();
         let value = answer["value"].take();
-        assert_eq!(value.get("error"), None, "{path}: {} ({body})", value["message"]);
-        value
+        match value.get("error") {
+            Some(_) => Err(format!("{path}: {} ({body})", value["message"])),
+            None => Ok(value),
+        }
     }
 
     pub fn open(&self, url: &str) {
@@ -269,6 +275,11 @@ impl Drop for Browser {
         let _ = self.driver.kill();
         let _ = self.driver.wait();
     }
+}
+
+fn skip() -> Option<Browser> {
+    skipped("the page was not tested: apt-get install chromium chromium-driver");
+    None
 }
 
 /// Starts chromedriver and returns the port on which it listens. The port that it picks for IPv4 may be taken
