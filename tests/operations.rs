@@ -180,18 +180,23 @@ fn a_source_that_fails_again_and_again_does_not_flood_the_log() {
     let source = Source::start();
     let began = Instant::now();
     let server = Server::start(&source, &["--interval", "20ms"]);
+    server.stream("/stream").update();
     for _ in 0..10 {
         let before = server.fetches("HTTP 500");
         source.say(Say::status(500));
         eventually("a fetch fails", || server.fetches("HTTP 500") > before);
+        eventually("stale", || server.get("/healthz").json()["status"] == "stale");
         let before = server.fetches("ok");
         source.say(Say::Prices);
         eventually("the source recovers", || server.fetches("ok") > before);
+        eventually("ok", || server.get("/healthz").json()["status"] == "ok");
     }
     let log = server.stop_cleanly(Signal::SIGTERM);
     let most = 1 + began.elapsed().as_secs() as usize / 10;
-    let (outages, ends) = (log.matches(": HTTP 500 (").count(), log.matches("again after").count());
-    assert!((1..=most).contains(&outages) && ends <= outages, "{log}");
+    for (begin, end) in [(": HTTP 500 (", "again after"), ("prices are stale", "fresh again")] {
+        let (begins, ends) = (log.matches(begin).count(), log.matches(end).count());
+        assert!((1..=most).contains(&begins) && ends <= begins, "{begin}: {log}");
+    }
 }
 
 const KEY: &str = "k3y-0f-a-paid-plan";

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, at, select_biased};
 
 use super::Feed;
 use super::freshness::{Change, Freshness, Report};
-use crate::system::Shutdown;
+use crate::system::{RateLimitedLog, Shutdown};
 
 /// Runs until shutdown. A stream idle for `idle` gets a keep-alive comment: proxies keep the connection
 /// open, and a disconnected client is noticed. One timer for all streams, because one for each would cost as
@@ -21,7 +21,15 @@ pub fn run(
     shutdown: &Shutdown,
 ) {
     let mut last_sent = Instant::now();
+    let log = RateLimitedLog::default();
+    // Why prices are stale, until the log has it. If they are fresh again by then, it has neither.
+    let mut unlogged: Option<String> = None;
     loop {
+        if let Some(reason) = &unlogged
+            && log.warn(format_args!("prices are stale: {reason}"))
+        {
+            unlogged = None;
+        }
         let comment_at = last_sent + idle;
         let next = freshness.deadline().map_or(comment_at, |stale_at| stale_at.min(comment_at));
         // Reports first: a deadline that has passed meanwhile may no longer hold.
@@ -42,11 +50,13 @@ pub fn run(
         let now = Instant::now();
         match freshness.change(now) {
             Some(Change::Fresh) => {
-                log::info!("prices are fresh again");
+                if unlogged.take().is_none() {
+                    log::info!("prices are fresh again");
+                }
                 feed.announce(None);
             }
             Some(Change::Stale(reason)) => {
-                log::warn!("prices are stale: {reason}");
+                unlogged = Some(reason.clone());
                 feed.announce(Some(reason));
             }
             None if now < last_sent + idle => continue,
