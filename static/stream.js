@@ -25,9 +25,9 @@ let nextQuote = 0;
 let sleepClock = Date.now() - performance.now();
 
 export function start() {
-  tabs.onmessage = ({ data }) => (data === "closed" ? resumeIfPaused() : compareWith(data));
+  tabs.onmessage = onMessage;
   addEventListener("pagehide", leave);
-  addEventListener("pageshow", (event) => event.persisted && connectAnew());
+  addEventListener("pageshow", (event) => event.persisted && comeBack());
   addEventListener("online", () => stream && state.phase !== "open" && connect());
   document.addEventListener("visibilitychange", onVisibility);
   setInterval(check, 1000);
@@ -174,6 +174,11 @@ function onVisibility() {
   }
 }
 
+function onMessage({ data }) {
+  if (data === "closed") resumeIfPaused();
+  else compareWith(data);
+}
+
 // A tab may have paused for another one that was shown and is hidden by now. So a paused tab that
 // hears of a higher rank resumes: if no tab streamed, the lowest rank would have heard of one.
 function compareWith(other) {
@@ -199,8 +204,16 @@ function resumeIfPaused() {
   retry = setTimeout(connectAnew, 1000 * Math.random());
 }
 
+// A page that is being closed runs for another moment, and must not have another tab pause for it.
 function leave() {
+  tabs.onmessage = null;
   if (!stream) return;
   stream.close();
   tabs.postMessage("closed");
+}
+
+// From the browser's cache of pages, by "back" or "forward".
+function comeBack() {
+  tabs.onmessage = onMessage;
+  connectAnew();
 }

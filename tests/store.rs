@@ -252,8 +252,13 @@ fn a_deleted_stream_starts_over() {
     redis.run(&["XADD", KEY, &format!("{future}-0"), "price", "5"]);
     eventually("it is in the log", || process.log().contains("more than a day ahead"));
     wait_for_updates(&redis, 1);
-    redis.run(&["DEL", KEY]);
-    eventually("its clock again", || (1..future).contains(&redis.newest()));
+    eventually("its clock again", || {
+        // A process that polls at this moment appends once more what follows the newest update.
+        if redis.newest() >= future {
+            redis.run(&["DEL", KEY]);
+        }
+        (1..future).contains(&redis.newest())
+    });
 }
 
 #[test]
