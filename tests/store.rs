@@ -163,7 +163,7 @@ fn await_failure(processes: &[Server]) {
         assert_eq!(process.get("/healthz").status, 200, "it serves what it has");
         assert_eq!(process.metric("btc_ticker_store_up"), 0.0);
         assert!(process.metric("btc_ticker_store_errors_total{operation=\"read\"}") > 0.0);
-        assert!(process.log().contains("store: cannot read"));
+        eventually("the log has it", || process.log().contains("store: cannot read"));
         let mut stream = process.stream("/stream");
         let status = stream.named("status");
         assert_eq!(status["stale"], true);
@@ -453,7 +453,7 @@ fn a_store_that_is_away_at_the_start_is_waited_for() {
     let answer = process.get("/healthz");
     assert_eq!((answer.status, &answer.json()["status"]), (503, &json!("starting")));
     assert_eq!(answer.json()["store"], "failing");
-    assert!(process.log().contains("store"), "{}", process.log());
+    eventually("the log has it", || process.log().contains("store: cannot read"));
     redis.restart();
     await_recovery(&[process]);
 }
@@ -604,7 +604,7 @@ fn a_store_behind_tls_needs_a_certificate_that_the_system_trusts() {
     let secure = ["--store", &format!("rediss://127.0.0.1:{port}")];
     let stranger = Server::start(&source, &secure);
     assert_eq!(stranger.get("/healthz").status, 503);
-    assert!(stranger.log().contains("certificate"), "{}", stranger.log());
+    eventually("the log has it", || stranger.log().contains("certificate"));
     let mut command = Server::command();
     command.env("SSL_CERT_FILE", &certificate);
     let process = Server::poll(command, &source, &secure);

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, at, select_biased};
 
 use super::Feed;
 use super::freshness::{Change, Freshness, Report};
-use crate::system::{RateLimitedLog, Shutdown};
+use crate::system::{LogLimit, Shutdown};
 
 /// Runs until shutdown. A stream idle for `idle` gets a keep-alive comment: proxies keep the connection
 /// open, and a disconnected client is noticed. One timer for all streams, because one for each would cost as
@@ -21,13 +21,14 @@ pub fn run(
     shutdown: &Shutdown,
 ) {
     let mut last_sent = Instant::now();
-    let log = RateLimitedLog::default();
+    let log_limit = LogLimit::default();
     // Why prices are stale, until the log has it. If they are fresh again by then, it has neither.
     let mut unlogged: Option<String> = None;
     loop {
         if let Some(reason) = &unlogged
-            && log.warn(format_args!("prices are stale: {reason}"))
+            && log_limit.allows()
         {
+            log::warn!("prices are stale: {reason}");
             unlogged = None;
         }
         let comment_at = last_sent + idle;

@@ -14,7 +14,7 @@ use super::places::Places;
 use super::request::MAX_HEAD;
 use super::response::Response;
 use super::routes::Routes;
-use crate::system::{METRICS, Permit, RateLimitedLog, Semaphore, Shutdown};
+use crate::system::{LogLimit, METRICS, Permit, Semaphore, Shutdown};
 
 /// When to probe a peer that is silent, and how often: its connection fails after some ten probes.
 const PROBE_AFTER: Duration = Duration::from_secs(15);
@@ -40,8 +40,8 @@ pub struct Server {
     threads: Arc<Semaphore>,
     places: Arc<Places>,
     routes: Arc<Routes>,
-    accept_errors: RateLimitedLog,
-    thread_errors: RateLimitedLog,
+    accept_errors: LogLimit,
+    thread_errors: LogLimit,
 }
 
 /// Binds the address. On Linux, connections inherit the options. Called by `main`.
@@ -68,8 +68,8 @@ impl Server {
             threads,
             places,
             routes: Arc::new(routes),
-            accept_errors: RateLimitedLog::default(),
-            thread_errors: RateLimitedLog::default(),
+            accept_errors: LogLimit::default(),
+            thread_errors: LogLimit::default(),
         })
     }
 
@@ -87,7 +87,9 @@ impl Server {
                 Err(error) if error.kind() == ErrorKind::InvalidInput => return,
                 Err(error) => {
                     METRICS.accept_errors.inc();
-                    self.accept_errors.warn(format_args!("cannot accept connections: {error}"));
+                    if self.accept_errors.allows() {
+                        log::warn!("cannot accept connections: {error}");
+                    }
                     shutdown.wait_deadline(Instant::now() + PAUSE);
                 }
             }
@@ -116,7 +118,9 @@ impl Server {
         let thread = Builder::new().name("connection".to_owned()).stack_size(STACK);
         if let Err(error) = thread.spawn(serve) {
             METRICS.threads_refused.inc();
-            self.thread_errors.warn(format_args!("no thread for a connection: {error}"));
+            if self.thread_errors.allows() {
+                log::warn!("no thread for a connection: {error}");
+            }
             refuse(&socket);
         }
     }

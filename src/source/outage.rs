@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Source;
 use super::error::{FetchError, Reason};
-use crate::system::{METRICS, RateLimitedLog, random};
+use crate::system::{LogLimit, METRICS, random};
 
 /// The longest pause that back-off chooses, unless the interval is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -18,7 +18,7 @@ pub struct Outage {
     interval: Duration,
     failures: u32,
     last_reason: Option<Reason>,
-    log: RateLimitedLog,
+    log_limit: LogLimit,
     /// Whether a failure of this outage is in the log; of short outages in quick succession, not each is.
     is_logged: bool,
     /// No fetch before this instant.
@@ -34,7 +34,7 @@ impl Outage {
             interval,
             failures: 0,
             last_reason: None,
-            log: RateLimitedLog::default(),
+            log_limit: LogLimit::default(),
             is_logged: false,
             retry_at: Instant::now(),
         }
@@ -59,7 +59,7 @@ impl Outage {
     pub fn fail(&mut self, error: &FetchError) {
         let FetchError { reason, detail, retry_after } = error;
         METRICS.fetches.inc(&[reason]);
-        if !self.is_logged {
+        if !self.is_logged && self.log_limit.allows() {
             let hint = match reason {
                 _ if self.is_simulated => "",
                 Reason::LookupFailed | Reason::LookupTimedOut | Reason::ConnectionFailed => {
@@ -70,8 +70,8 @@ impl Outage {
                 }
                 _ => "",
             };
-            let line = format_args!("no price from {}: {reason} ({detail}){hint}", self.name);
-            self.is_logged = self.log.warn(line);
+            log::warn!("no price from {}: {reason} ({detail}){hint}", self.name);
+            self.is_logged = true;
         }
         self.failures = self.failures.saturating_add(1);
         self.last_reason = Some(*reason);

@@ -13,7 +13,7 @@ use super::Standing;
 use super::store::{Connection, Entry, EntryId, Store, describe};
 use crate::feed::freshness::Report;
 use crate::feed::{Publisher, Update};
-use crate::system::{METRICS, RateLimitedLog, Shutdown, latest_plausible, unix_millis};
+use crate::system::{LogLimit, METRICS, Shutdown, latest_plausible, unix_millis};
 
 /// The reason for stale prices that clients see while the store does not answer.
 const STORE_FAILED: &str = "the store does not answer";
@@ -33,8 +33,8 @@ pub struct Reader {
     /// Dropped after the past has been read, or the first attempt failed: `main` then accepts clients.
     starting: Option<Sender<Infallible>>,
     position: Position,
-    foreign_entries: RateLimitedLog,
-    wrong_clocks: RateLimitedLog,
+    foreign_entries: LogLimit,
+    wrong_clocks: LogLimit,
 }
 
 /// How far the stream has been read.
@@ -70,8 +70,8 @@ impl Reader {
             news,
             starting: Some(starting),
             position: Position::default(),
-            foreign_entries: RateLimitedLog::default(),
-            wrong_clocks: RateLimitedLog::default(),
+            foreign_entries: LogLimit::default(),
+            wrong_clocks: LogLimit::default(),
         }
     }
 
@@ -156,12 +156,12 @@ impl Reader {
         let updates = self.updates_in(entries);
         let Some(newest) = updates.last() else { return };
         self.position.newest = Some(newest.timestamp);
-        if newest.timestamp > latest_plausible() {
-            self.wrong_clocks.warn(format_args!(
-                "store: update {} is more than a day ahead of this machine's clock, and later ones follow \
-                 it; check the clocks, then delete the key to start over",
+        if newest.timestamp > latest_plausible() && self.wrong_clocks.allows() {
+            log::warn!(
+                "store: update {} is more than a day ahead of this machine's clock, and later ones follow it; \
+                 check the clocks, then delete the key to start over",
                 newest.timestamp
-            ));
+            );
         }
         if self.position.after_gap {
             self.publisher.start_over(updates[0].timestamp, &updates);
@@ -188,10 +188,10 @@ impl Reader {
                     updates.push(Update { timestamp, price });
                     newest = Some(timestamp);
                 }
-                _ => {
-                    let line = format_args!("store: skipping unrecognized entry {}", entry.id);
-                    self.foreign_entries.warn(line);
+                _ if self.foreign_entries.allows() => {
+                    log::warn!("store: skipping unrecognized entry {}", entry.id);
                 }
+                _ => {}
             }
         }
         updates

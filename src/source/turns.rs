@@ -14,7 +14,7 @@ use super::poller::{Poller, next_tick};
 use super::store::{Claim, Connection, Store, describe};
 use crate::feed::freshness::Report;
 use crate::feed::{Feed, Update};
-use crate::system::{METRICS, RateLimitedLog, Shutdown, random, unix_millis};
+use crate::system::{LogLimit, METRICS, Shutdown, random, unix_millis};
 
 /// How long any other process waits for news before it claims the turn, in intervals: `SHORTEST_SILENCE` plus
 /// a random part of up to `RANDOM_SILENCE`, so that they do not all claim it at once.
@@ -38,8 +38,8 @@ pub struct Turns {
     seen: Option<u64>,
     /// When this process last began to poll.
     tick: Instant,
-    errors: RateLimitedLog,
-    refusals: RateLimitedLog,
+    errors: LogLimit,
+    refusals: LogLimit,
 }
 
 impl Turns {
@@ -61,8 +61,8 @@ impl Turns {
             own: None,
             seen: None,
             tick: Instant::now(),
-            errors: RateLimitedLog::default(),
-            refusals: RateLimitedLog::default(),
+            errors: LogLimit::default(),
+            refusals: LogLimit::default(),
         }
     }
 
@@ -131,11 +131,11 @@ impl Turns {
         let newest = match connection.claim(self.lease)? {
             Claim::Granted { newest } => newest.map(|id| id.millis),
             Claim::Held(time) => {
-                if time > self.lease {
-                    self.refusals.warn(format_args!(
+                if time > self.lease && self.refusals.allows() {
+                    log::warn!(
                         "store: another client holds the turn for longer than any lease; delete its key, {}",
                         connection.turn()
-                    ));
+                    );
                 }
                 return Ok(begun + time.min(self.lease));
             }
@@ -171,11 +171,13 @@ impl Turns {
             Ok(true) => {}
             Ok(false) => {
                 self.own = None;
-                self.refusals.warn(format_args!(
-                    "store: update {} dropped, because an entry is newer; if that entry's id is in the future, \
-                     delete the key to start over",
-                    update.timestamp
-                ));
+                if self.refusals.allows() {
+                    log::warn!(
+                        "store: update {} dropped, because an entry is newer; if that entry's id is in the future, \
+                         delete the key to start over",
+                        update.timestamp
+                    );
+                }
             }
             Err(error) => {
                 METRICS.store_errors.inc(&[&"append"]);
@@ -187,12 +189,16 @@ impl Turns {
     fn release(&self, connection: &mut Connection) {
         if let Err(error) = connection.release() {
             METRICS.store_errors.inc(&[&"release"]);
-            self.errors.warn(format_args!("store: cannot release the turn: {}", describe(&error)));
+            if self.errors.allows() {
+                log::warn!("store: cannot release the turn: {}", describe(&error));
+            }
         }
     }
 
     fn fail(&self, action: &str, error: &RedisError) {
-        self.errors.warn(format_args!("store: cannot {action}: {}", describe(error)));
+        if self.errors.allows() {
+            log::warn!("store: cannot {action}: {}", describe(error));
+        }
         // If the store does not answer at all, the reader reports it.
         if !error.is_io_error() {
             self.poller.report(Report::Failed(STORE_FAILED.to_owned()));

@@ -2,7 +2,6 @@
 //! lines go through a `Printer`.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::fmt::Display;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 use std::{env, panic, thread};
@@ -14,7 +13,7 @@ use parking_lot::Mutex;
 use super::Printer;
 
 /// The shortest time between two lines about the same fault.
-const WARN_EVERY: Duration = Duration::from_secs(10);
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Starts the log. Called once, by `main`, which drops the printer last. Fails if the system has no thread
 /// for it.
@@ -46,21 +45,19 @@ pub fn start() -> io::Result<Printer> {
 
 /// Limits the log of a frequent fault to one line in ten seconds.
 #[derive(Default)]
-pub struct RateLimitedLog {
-    /// When the last line was logged. Held to compare and to set it.
+pub struct LogLimit {
+    /// When the last line was allowed. Held to compare and to set it.
     last: Mutex<Option<Instant>>,
 }
 
-impl RateLimitedLog {
-    /// Logs a message, unless the last one was within ten seconds. Returns whether it did.
-    pub fn warn(&self, message: impl Display) -> bool {
+impl LogLimit {
+    /// Returns whether a line may be logged now: none was within ten seconds.
+    pub fn allows(&self) -> bool {
         let mut last = self.last.lock();
-        if last.is_some_and(|at| at.elapsed() < WARN_EVERY) {
+        if last.is_some_and(|at| at.elapsed() < LINE_EVERY) {
             return false;
         }
         *last = Some(Instant::now());
-        drop(last);
-        log::warn!("{message}");
         true
     }
 }
