@@ -507,14 +507,6 @@ fn twelve_tabs_share_the_connections_of_a_browser() {
         let mut streaming = Value::Null;
         eventually("one tab has a live title, which changes, and the others are paused", || {
             let tabs = browser.tabs(&server.url("/"));
-            println!(
-                "{:?} clients {} accepted {} {:?}",
-                std::time::SystemTime::now(),
-                server.metric("btc_ticker_clients"),
-                server.metric("btc_ticker_clients_accepted_total"),
-                tabs.iter().map(|t| t["title"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
-            );
-            std::thread::sleep(std::time::Duration::from_millis(1000));
             let titled = |end: &'static str| {
                 tabs.iter().filter(move |tab| tab["title"].as_str().unwrap().ends_with(end))
             };
