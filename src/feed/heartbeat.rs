@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, at, select_biased};
 
 use super::Feed;
 use super::freshness::{Change, Freshness, Report};
-use crate::system::{LogLimit, Shutdown};
+use crate::system::{EpisodeLog, Shutdown};
 
 /// Runs until shutdown. A stream idle for `idle` gets a keep-alive comment: proxies keep the connection
 /// open, and a disconnected client is noticed. One timer for all streams, because one for each would cost as
@@ -21,15 +21,14 @@ pub fn run(
     shutdown: &Shutdown,
 ) {
     let mut last_sent = Instant::now();
-    let log_limit = LogLimit::default();
-    // Why prices are stale, until the log has it. If they are fresh again by then, it has neither.
-    let mut unlogged: Option<String> = None;
+    let mut log = EpisodeLog::default();
+    // Why prices are stale.
+    let mut stale: Option<String> = None;
     loop {
-        if let Some(reason) = &unlogged
-            && log_limit.allows()
+        if let Some(reason) = &stale
+            && log.begin()
         {
             log::warn!("prices are stale: {reason}");
-            unlogged = None;
         }
         let comment_at = last_sent + idle;
         let next = freshness.deadline().map_or(comment_at, |stale_at| stale_at.min(comment_at));
@@ -51,13 +50,14 @@ pub fn run(
         let now = Instant::now();
         match freshness.change(now) {
             Some(Change::Fresh) => {
-                if unlogged.take().is_none() {
+                stale = None;
+                if log.end() {
                     log::info!("prices are fresh again");
                 }
                 feed.announce(None);
             }
             Some(Change::Stale(reason)) => {
-                unlogged = Some(reason.clone());
+                stale = Some(reason.clone());
                 feed.announce(Some(reason));
             }
             None if now < last_sent + idle => continue,

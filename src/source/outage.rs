@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Source;
 use super::error::{FetchError, Reason};
-use crate::system::{LogLimit, METRICS, random};
+use crate::system::{EpisodeLog, METRICS, random};
 
 /// The longest pause that back-off chooses, unless the interval is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -18,9 +18,7 @@ pub struct Outage {
     interval: Duration,
     failures: u32,
     last_reason: Option<Reason>,
-    log_limit: LogLimit,
-    /// Whether a failure of this outage is in the log; of short outages in quick succession, not each is.
-    is_logged: bool,
+    log: EpisodeLog,
     /// No fetch before this instant.
     pub retry_at: Instant,
 }
@@ -34,8 +32,7 @@ impl Outage {
             interval,
             failures: 0,
             last_reason: None,
-            log_limit: LogLimit::default(),
-            is_logged: false,
+            log: EpisodeLog::default(),
             retry_at: Instant::now(),
         }
     }
@@ -44,7 +41,7 @@ impl Outage {
     pub fn end(&mut self) {
         METRICS.fetches.inc(&[&"ok"]);
         if let Some(reason) = self.last_reason.take()
-            && self.is_logged
+            && self.log.end()
         {
             let Outage { name, failures, .. } = self;
             log::info!(
@@ -52,26 +49,24 @@ impl Outage {
             );
         }
         self.failures = 0;
-        self.is_logged = false;
     }
 
     /// Begins or continues an outage: a fetch failed.
     pub fn fail(&mut self, error: &FetchError) {
         let FetchError { reason, detail, retry_after } = error;
         METRICS.fetches.inc(&[reason]);
-        if !self.is_logged && self.log_limit.allows() {
+        if self.log.begin() {
             let hint = match reason {
                 _ if self.is_simulated => "",
                 Reason::LookupFailed | Reason::LookupTimedOut | Reason::ConnectionFailed => {
                     "; --source demo works without internet"
                 }
                 Reason::CertificateRefused => {
-                    "; trusted are the system's certificates or, if it is set, those in SSL_CERT_FILE"
+                    "; only the system's certificates are trusted, or those in SSL_CERT_FILE if it is set"
                 }
                 _ => "",
             };
             log::warn!("no price from {}: {reason} ({detail}){hint}", self.name);
-            self.is_logged = true;
         }
         self.failures = self.failures.saturating_add(1);
         self.last_reason = Some(*reason);

@@ -4,7 +4,7 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
-use std::{env, panic, thread};
+use std::{env, mem, panic, thread};
 
 use env_logger::{Target, WriteStyle};
 use log::LevelFilter;
@@ -21,7 +21,7 @@ pub fn start() -> io::Result<Printer> {
     let printer = Printer::start("log", io::stderr())?;
     let level = env::var("RUST_LOG").unwrap_or_default();
     let mut builder = env_logger::Builder::new();
-    // What it does not mention, or misspells, stays at info.
+    // The default level; a directive that is missing or invalid does not change it.
     builder.filter_level(LevelFilter::Info).parse_filters(&level);
     // It logs every refused certificate; the poller logs the first one of an outage.
     builder.filter_module("rustls_platform_verifier", LevelFilter::Off);
@@ -59,5 +59,29 @@ impl LogLimit {
         }
         *last = Some(Instant::now());
         true
+    }
+}
+
+/// Limits the log of a fault that comes and goes: at most one episode in ten seconds is logged, by a line for its
+/// beginning and one for its end.
+#[derive(Default)]
+pub struct EpisodeLog {
+    limit: LogLimit,
+    is_logged: bool,
+}
+
+impl EpisodeLog {
+    /// Returns whether to log the beginning now. Called repeatedly during an episode; returns true at most once.
+    pub fn begin(&mut self) -> bool {
+        if self.is_logged {
+            return false;
+        }
+        self.is_logged = self.limit.allows();
+        self.is_logged
+    }
+
+    /// Returns whether to log the end: whether the beginning was logged.
+    pub fn end(&mut self) -> bool {
+        mem::take(&mut self.is_logged)
     }
 }

@@ -13,7 +13,7 @@ mod threads;
 
 pub use clock::{format_duration, latest_plausible, parse_duration, random, unix_millis};
 pub use limits::Limits;
-pub use logging::LogLimit;
+pub use logging::{EpisodeLog, LogLimit};
 pub use metrics::METRICS;
 pub use printer::Printer;
 pub use semaphore::{Permit, Semaphore};
