@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::{
-    Connection, Say, Server, Source, eventually, folder, free_address, make_certificate,
+    Connection, Say, Server, Source, eventually, folder, free_address, listen, make_certificate,
     own_address, read_head, skipped,
 };
 use nix::sys::signal::Signal;
@@ -27,19 +27,6 @@ fn command(environment: &[(&str, &str)], arguments: &[&str]) -> Command {
 
 fn start(environment: &[(&str, &str)], source_url: &str) -> Server {
     Server::run(&mut command(environment, &["--source-url", source_url, "--price-at", "/price"]))
-}
-
-/// Listens on a free address, and serves each connection on a thread of its own.
-fn listen<R>(serve: impl Fn(TcpStream) -> R + Clone + Send + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for connection in listener.incoming().flatten() {
-            let serve = serve.clone();
-            thread::spawn(move || drop(serve(connection)));
-        }
-    });
-    address
 }
 
 const PRICE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"price\":1}";
@@ -267,11 +254,10 @@ impl SecureSource {
             return None;
         }
         let folder = folder("private-ca");
-        make_certificate(&folder, "ca.key", "ca.pem", &["-subj", "/CN=ca"]);
+        make_certificate(&folder, "ca.key", "ca.pem", "-subj /CN=ca");
         let signed = "-CA ca.pem -CAkey ca.key -subj /CN=price -addext basicConstraints=CA:FALSE \
                       -addext subjectAltName=IP:127.0.0.1";
-        let signed: Vec<&str> = signed.split(' ').collect();
-        make_certificate(&folder, "key.pem", "certificate.pem", &signed);
+        make_certificate(&folder, "key.pem", "certificate.pem", signed);
         fs::write(folder.join("price"), "{\"price\":5}").unwrap();
         let address = free_address();
         let mut server = Command::new("openssl");
@@ -293,7 +279,7 @@ impl Drop for SecureSource {
 
 // ------------------------------------------------------------------------------- operation
 
-/// The log has the address of the management port after it.
+/// Precedes the address of the management port in the log.
 const ADMIN: &str = "health and metrics on http://";
 
 #[test]

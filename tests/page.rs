@@ -2,13 +2,12 @@
 
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::thread;
 
 use crate::common::browser::{Browser, DESKTOP, Firefox, LANDSCAPE, PHONE, screen};
-use crate::common::{PATIENCE, Say, Server, Source, eventually, read_head};
+use crate::common::{PATIENCE, Say, Server, Source, eventually, listen, read_head};
 use btc_ticker::system::unix_millis;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::signal::Signal;
@@ -70,18 +69,11 @@ enum Way {
 
 impl Gate {
     fn before(server: &Server, way: Way) -> Gate {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
         let state = GateState { server: server.address, way, connections: Vec::new() };
         let state = Arc::new(Mutex::new(state));
         let shared = state.clone();
         let (sender, streams) = unbounded();
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let (state, streams) = (shared.clone(), sender.clone());
-                thread::spawn(move || pass(client, &state, &streams));
-            }
-        });
+        let address = listen(move |client| pass(client, &shared, &sender));
         Gate { address, state, streams }
     }
 
@@ -523,7 +515,7 @@ fn twelve_tabs_share_the_connections_of_a_browser() {
     let last = streams_alone(11);
     browser.devtools("Target.closeTarget", json!({"targetId": last}));
     streams_alone(10);
-    // A tab says that it is shown, and is hidden before it hears that the others were: it was hidden first.
+    // The other tabs pause for a tab that is shown; it is hidden at once, with a higher rank than theirs.
     let accepted = || server.metric("btc_ticker_clients_accepted_total");
     let before = accepted();
     browser.open(&server.url("/price"));

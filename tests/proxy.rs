@@ -133,8 +133,7 @@ impl Proxy {
     fn start(nginx: &str, services: &[SocketAddr]) -> Proxy {
         let folder = folder("nginx");
         std::fs::create_dir(folder.join("tls")).unwrap();
-        let localhost = ["-subj", "/CN=localhost"];
-        make_certificate(&folder, "tls/key.pem", "tls/certificate.pem", &localhost);
+        make_certificate(&folder, "tls/key.pem", "tls/certificate.pem", "-subj /CN=localhost");
         let deployed = include_str!("../deploy/processes.conf");
         let tested = |it: &SocketAddr| deployed.replace("127.0.0.1:8080", &it.to_string());
         let processes: String = services.iter().map(tested).collect();

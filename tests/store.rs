@@ -234,7 +234,7 @@ fn a_turn_that_is_held_for_too_long_is_logged() {
         let process = process(&redis, &source, &[]);
         wait_for_updates(&redis, 3);
         eventually("it is in the log", || {
-            // Again and again, because a process that polls deletes the key at the end of its turn.
+            // A polling process deletes the key at the end of its turn, so it is set again.
             redis.run(held);
             process.log().contains(&line)
         });
@@ -253,7 +253,7 @@ fn a_deleted_stream_starts_over() {
     eventually("it is in the log", || process.log().contains("more than a day ahead"));
     wait_for_updates(&redis, 1);
     eventually("its clock again", || {
-        // A process that polls at this moment appends once more what follows the newest update.
+        // A fetch in progress may append one more update above the deleted ones.
         if redis.newest() >= future {
             redis.run(&["DEL", KEY]);
         }
@@ -573,7 +573,7 @@ fn a_store_that_is_misconfigured_is_reported_at_the_start() {
     assert!(error.contains("password"), "{error}");
 }
 
-/// Returns a command that would run, were it not for the store that the test adds.
+/// Returns a command that starts a server. The test adds the store.
 fn without_store() -> Command {
     let mut command = Server::command();
     command.args(["--source-url", "http://127.0.0.1:9/", "--listen", "127.0.0.1:0"]);
@@ -589,9 +589,9 @@ fn a_store_behind_tls_needs_a_certificate_that_the_system_trusts() {
         return skipped("rediss:// was not tested: apt-get install redis-server openssl");
     }
     let certificates = folder("store-tls");
-    let of = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-addext"];
-    let names = [&of[..], &["basicConstraints=critical,CA:FALSE"]].concat();
-    make_certificate(&certificates, "key.pem", "certificate.pem", &names);
+    let names = "-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 \
+                 -addext basicConstraints=critical,CA:FALSE";
+    make_certificate(&certificates, "key.pem", "certificate.pem", names);
     let file = |name: &str| certificates.join(name).to_str().unwrap().to_owned();
     let (port, certificate, key) =
         (free_address().port().to_string(), file("certificate.pem"), file("key.pem"));

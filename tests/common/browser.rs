@@ -179,7 +179,7 @@ impl Browser {
         self.devtools("Page.addScriptToEvaluateOnNewDocument", json!({"source": script}));
     }
 
-    /// Has the timeouts of pages that are opened from now on expire at once: a test need not wait for them.
+    /// Makes timeouts expire immediately in pages that are opened from now on, so that a test need not wait.
     pub fn hasten(&self) {
         self.prepare(
             "{
@@ -189,8 +189,9 @@ impl Browser {
         );
     }
 
-    /// Stops the clock of pages that are opened from now on: on a slow machine no deadline of theirs passes before
-    /// the test says so. The clock of their device is `wrong` by so many milliseconds.
+    /// Stops the clock of pages that are opened from now on: a deadline passes only when the test advances the
+    /// clock, however slow the machine is. The global variable `wrong` is the error of the device's clock, in
+    /// milliseconds.
     pub fn stop_clock(&self) {
         self.prepare(
             "{

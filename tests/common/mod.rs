@@ -64,8 +64,8 @@ pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// Returns an address of this process alone, where no other program takes a port; systems other than Linux have
-/// only one for all. `second` tells the addresses of a process apart.
+/// Returns a loopback address that only this process uses, so no other program can take its ports. On systems
+/// other than Linux it is 127.0.0.1, which is shared. `second` is the second of its four bytes.
 pub fn own_address(second: u8) -> Ipv4Addr {
     let [.., third, fourth] = std::process::id().to_be_bytes();
     if cfg!(target_os = "linux") {
@@ -75,12 +75,25 @@ pub fn own_address(second: u8) -> Ipv4Addr {
     }
 }
 
-/// Makes a key and a certificate, `key` and `certificate` in this folder, with more options of `openssl req`.
-pub fn make_certificate(folder: &Path, key: &str, certificate: &str, more: &[&str]) {
+/// Listens on a free address, and serves each connection on a thread of its own.
+pub fn listen<R>(serve: impl Fn(TcpStream) -> R + Clone + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let serve = serve.clone();
+            thread::spawn(move || drop(serve(connection)));
+        }
+    });
+    address
+}
+
+/// Makes a key and a certificate in this folder. `more` are further options of `openssl req`.
+pub fn make_certificate(folder: &Path, key: &str, certificate: &str, more: &str) {
     let mut openssl = Command::new("openssl");
     openssl.current_dir(folder).args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]);
     openssl.args(["-pkeyopt", "ec_paramgen_curve:P-256", "-keyout", key, "-out", certificate]);
-    let made = openssl.args(more).output().unwrap();
+    let made = openssl.args(more.split_whitespace()).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
@@ -127,16 +140,9 @@ struct Script {
 
 impl Source {
     pub fn start() -> Source {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
         let state = Arc::new((Mutex::<Script>::default(), Condvar::new()));
         let shared = state.clone();
-        thread::spawn(move || {
-            for connection in listener.incoming().flatten() {
-                let shared = shared.clone();
-                thread::spawn(move || converse(connection, &shared));
-            }
-        });
+        let address = listen(move |connection| converse(connection, &shared));
         Source { address, state }
     }
 
@@ -457,9 +463,9 @@ pub fn faketime() -> Option<String> {
 /// Returns a command without the environment variables that configure a server or its HTTP client.
 pub fn quiet(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
+    let others = ["COINDESK_API_KEY", "RUST_LOG", "SSL_CERT_FILE", "SSL_CERT_DIR"];
     for (name, _) in std::env::vars() {
         let configures_proxy = name.to_ascii_lowercase().ends_with("_proxy");
-        let others = ["COINDESK_API_KEY", "RUST_LOG", "SSL_CERT_FILE", "SSL_CERT_DIR"];
         if configures_proxy || name.starts_with("BTC_TICKER_") || others.contains(&name.as_str()) {
             command.env_remove(name);
         }

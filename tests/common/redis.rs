@@ -73,7 +73,8 @@ impl Redis {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Adds updates a millisecond apart, newer than all that it has, at once. The price is the timestamp.
+    /// Appends updates in one step, a millisecond apart and newer than all updates in the stream. The price is
+    /// the timestamp.
     pub fn fill(&self, updates: u64) {
         let first = 1 + self.newest().max(unix_millis() - updates);
         let add = "for id = ARGV[1], ARGV[1] + ARGV[2] - 1 do
