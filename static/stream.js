@@ -3,7 +3,7 @@
 //
 // Over HTTP/1.1 a browser opens at most six connections to a host, shared by all tabs. So only the
 // tabs that are shown stream, or else the one that was hidden last. The tabs share a BroadcastChannel:
-// a tab that connects or is hidden announces its rank, and of two hidden tabs the higher rank pauses.
+// a tab that connects or is hidden announces its rank, and a hidden tab with a higher rank pauses.
 
 import * as state from "./state.js";
 
@@ -157,7 +157,7 @@ async function quote() {
 const rank = () => (document.hidden ? -hiddenAt : -Infinity);
 const announce = () => tabs.postMessage(rank());
 
-// No two tabs are hidden at the same time.
+// Returns the time, with a random fraction so that two tabs never have the same rank.
 function distinctNow() {
   return Date.now() + Math.random();
 }
@@ -179,8 +179,8 @@ function onMessage({ data }) {
   else compareWith(data);
 }
 
-// A tab may have paused for another one that was shown and is hidden by now. So a paused tab that
-// hears of a higher rank resumes: if no tab streamed, the lowest rank would have heard of one.
+// A tab may have paused for another one that has been hidden since and has a higher rank now. So a
+// paused tab resumes when a higher rank is announced; a tab with a lower rank answers if it streams.
 function compareWith(other) {
   if (rank() < other) {
     if (stream) announce();
@@ -204,7 +204,7 @@ function resumeIfPaused() {
   retry = setTimeout(connectAnew, 1000 * Math.random());
 }
 
-// A page that is being closed runs for another moment, and must not have another tab pause for it.
+// A closing page keeps running briefly. It must not answer, or other tabs would pause for it.
 function leave() {
   tabs.onmessage = null;
   if (!stream) return;
@@ -212,7 +212,7 @@ function leave() {
   tabs.postMessage("closed");
 }
 
-// From the browser's cache of pages, by "back" or "forward".
+// Called when the browser restores the page from its back/forward cache.
 function comeBack() {
   tabs.onmessage = onMessage;
   connectAnew();

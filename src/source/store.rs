@@ -196,7 +196,7 @@ impl Connection {
                 Ok(millis) => Duration::from_millis(millis),
                 // It has just expired.
                 Err(_) if held_for == NO_KEY => Duration::ZERO,
-                // It never expires: another client has set it, perhaps with another type.
+                // No expiry: another client has set the key, possibly as another type.
                 Err(_) => Duration::MAX,
             };
             return Ok(Claim::Held(held_for));
